@@ -1,0 +1,1 @@
+"""One file for each pretraining method; the file's name is the method's name."""

@@ -1,0 +1,86 @@
+"""What several papers share: the two-layer head, the momentum teacher, batch statistics over all processes."""
+
+import copy
+from typing import TypeVar
+
+import timm.layers
+import torch
+import torch.distributed
+import torch.distributed.nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def mlp(
+    in_dim: int, hidden_dim: int, out_dim: int, *, hidden_bias: bool = True, out_bias: bool = False
+) -> nn.Sequential:
+    """Linear, BN, ReLU, Linear: (B, in_dim) -> (B, out_dim), no normalisation of the output."""
+    return nn.Sequential(
+        nn.Linear(in_dim, hidden_dim, bias=hidden_bias),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, out_dim, bias=out_bias),
+    )
+
+
+def momentum_teacher(student: M) -> M:
+    """A copy of `student` that gets no gradient: follow the student with `momentum_update`."""
+    teacher = copy.deepcopy(student)
+    teacher.requires_grad_(False)
+    return teacher
+
+
+@torch.no_grad()
+def momentum_update(teacher: nn.Module, student: nn.Module, tau: float) -> None:
+    """Teacher <- tau * teacher + (1 - tau) * student, for the parameters; the teacher keeps its own BN statistics."""
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - tau)
+
+
+class _SyncBatchNorm(nn.Module):
+    """Batch norm with the statistics of the global batch where torch's own SyncBatchNorm refuses to run: on CPUs.
+
+    Same parameter and buffer names as the layer it replaces, so that checkpoints fit both ways.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.eps, self.momentum = norm.eps, norm.momentum
+        self.weight, self.bias = norm.weight, norm.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(norm, name))
+        # timm's BatchNormAct2d has its activation inside
+        self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C) or (B, C, H, W), any floating type."""
+        mean, var = self._global_statistics(x.float()) if self.training else (self.running_mean, self.running_var)
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        y = (x.float() - mean.view(shape)) * torch.rsqrt(var + self.eps).view(shape)
+        if self.weight is not None:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return self.act(self.drop(y.to(x.dtype)))
+
+    def _global_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        dims = [d for d in range(x.ndim) if d != 1]
+        count = x.numel() // x.shape[1] * torch.distributed.get_world_size()  # every process has an equal share
+        mean = torch.distributed.nn.all_reduce(x.sum(dims)) / count
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        var = torch.distributed.nn.all_reduce((x - mean.view(shape)).square().sum(dims)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        return mean, var
+
+
+def sync_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Give every batch norm inside `module` the statistics of the global batch, over all processes."""
+    if device.type == "cuda":
+        return timm.layers.convert_sync_batchnorm(module)
+    if isinstance(module, _BatchNorm):
+        return _SyncBatchNorm(module)
+    for name, child in module.named_children():
+        setattr(module, name, sync_batchnorm(child, device))
+    return module

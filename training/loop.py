@@ -1,0 +1,389 @@
+"""The loop: recipe -> encoder, method, views, steps, checkpoints, finished run. It names no method.
+
+Everything random in step s is drawn from generators seeded by (seed, s), for the whole global batch: a run needs no
+random state to resume from, and two processes draw what one would.
+"""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import timm.optim
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from sslzoo.encoder import create
+
+from . import checkpoint
+from .blocks import sync_batchnorm
+from .checkpoint import CheckpointError
+from .method import Method, find_method
+from .publish import write_run
+from .recipe import Plan, RecipeError, Settings, make_plan
+from .source import Batch, Source, open_source
+from .watch import Watch
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or NaN."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `pretrain` ended.
+
+    Attributes:
+        folder: The run.
+        finished: True when all steps are done and the encoder is written.
+        step: Steps done so far.
+        total: Steps of the whole run.
+        signal: The signal that stopped it, or None.
+    """
+
+    folder: Path
+    finished: bool
+    step: int
+    total: int
+    signal: int | None = None
+
+
+def pretrain(
+    method: str,
+    data: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | Path = "imagenet",
+    resume: bool = False,
+    time_limit: float | None = None,
+    monitor: str | Path | None = None,
+    device: str | None = None,
+    tensorboard: bool = False,
+    progress: bool = True,
+    **overrides: Any,
+) -> Outcome:
+    """Pretrain an encoder on unlabelled images.
+
+    Args:
+        method: Name of a method: a file of `methods/`.
+        data: Folder of images (flat or nested), `.npy` / `.npz` array, or a saved Hugging Face data set.
+        out: Folder of the run: checkpoint and log and, once finished, config.json, model.safetensors and README.md.
+        recipe: Name of a recipe of the package, or a TOML file.
+        resume: Go on from the run's checkpoint, if there is one.
+        time_limit: Seconds after which to save and stop.
+        monitor: Labelled folder (one sub-folder a class), never trained on, for kNN while training.
+        device: "cpu" or "cuda"; by default what there is.
+        tensorboard: Also write RUN/tensorboard.
+        progress: Show a bar and messages.
+        **overrides: Any setting of the run or the method; see `recipe.Settings`.
+
+    Raises:
+        RecipeError: A setting is unknown or out of range.
+        CheckpointError: `out` holds a run and `resume` is False, or a run with other settings or data.
+        NonFiniteLossError: The loss became infinite or NaN.
+    """
+    started = time.monotonic()
+    run = Run(
+        make_plan(method, recipe, overrides), Path(data), Path(out), resume=resume, device=device, progress=progress
+    )
+    watch = Watch(run.folder, run.source, monitor, run.accelerator.device, main=run.main, tensorboard=tensorboard)
+    with _signals() as received:
+        late = (lambda: False) if time_limit is None else (lambda: time.monotonic() - started > time_limit)
+        run.train(watch, lambda: bool(received) or late(), progress=progress)
+    finished = run.step == run.total
+    if finished:
+        run.finish()
+    return Outcome(run.folder, finished, run.step, run.total, received[0] if received else None)
+
+
+class Run:
+    """One pretraining run: everything between a plan and its finished folder."""
+
+    def __init__(
+        self, plan: Plan, data: Path, folder: Path, *, resume: bool, device: str | None = None, progress: bool = True
+    ) -> None:
+        self.plan, self.folder, self.data = plan, folder, data
+        settings = plan.settings
+        # bf16 needs no loss scaling, so autocast is ours and the accelerator can be made again with another precision
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[ddp])
+        self.main = self.accelerator.is_main_process
+        self.share = self._share(settings)
+        state = self._previous(resume)
+        store_size = settings.store_size or round(1.5 * settings.image_size)
+        self.source: Source = open_source(data, store_size=store_size, device=self.accelerator.device)
+        self.steps_per_epoch = max(1, len(self.source) // settings.batch_size)
+        self.total = settings.epochs * self.steps_per_epoch
+        self.step, self.seconds = 0, 0.0
+        self._build()
+        if state is not None:
+            self._restore(state)
+        if self.main:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.source.write_skipped(folder)
+        if progress and self.main:
+            print(self.describe(), file=sys.stderr)
+
+    def describe(self) -> str:
+        """One paragraph on what is about to happen."""
+        s, n = self.plan.settings, len(self.source)
+        skipped = f", {len(self.source.skipped)} skipped (see skipped.csv)" if self.source.skipped else ""
+        start = f", going on at step {self.step}" if self.step else ""
+        return (
+            f"{self.plan.method}: {s.arch} at {s.image_size} px on {n} images of {self.data}{skipped}; "
+            f"{s.epochs} epochs of {self.steps_per_epoch} steps of {s.batch_size} images, "
+            f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {s.precision}, seed {s.seed}{start} "
+            f"-> {self.folder}"
+        )
+
+    def _share(self, settings: Settings) -> int:
+        """Images that one process takes in one part of a batch."""
+        parts = settings.accumulate * self.accelerator.num_processes
+        if settings.batch_size % parts:
+            raise RecipeError(
+                f"batch_size = {settings.batch_size} cannot be shared by {self.accelerator.num_processes} processes x "
+                f"accumulate = {settings.accumulate}. Use a multiple of {parts}."
+            )
+        return settings.batch_size // parts
+
+    def _previous(self, resume: bool) -> dict[str, Any] | None:
+        """The checkpoint to go on from, or None to start."""
+        state = checkpoint.load(self.folder)
+        if state is None:
+            return None
+        if not resume:
+            raise CheckpointError(f"{self.folder} already holds a run. Go on with --resume, or choose another folder.")
+        mine, theirs = self.plan.to_dict(), state["plan"]
+        changed = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
+        if changed:
+            what = "; ".join(f"{key} was {theirs.get(key)!r}, now {mine.get(key)!r}" for key in sorted(changed))
+            raise CheckpointError(f"{self.folder} was started with other settings: {what}. Resume with the same ones.")
+        return state
+
+    def _build(self) -> None:
+        settings = self.plan.settings
+        torch.manual_seed(settings.seed)
+        encoder = create(settings.arch, seed=settings.seed, image_size=settings.image_size)
+        self.config = encoder.config
+        method: nn.Module = find_method(self.plan.method)(encoder.model.train(), **self.plan.method_settings)
+        if self.accelerator.num_processes > 1:
+            method = sync_batchnorm(method, self.accelerator.device)
+        method = method.to(self.accelerator.device, memory_format=torch.channels_last)
+        assert isinstance(method, Method)
+        self.method = method
+        self.model, self.optimizer = self.accelerator.prepare(method, make_optimizer(method, settings))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["images"] != len(self.source):
+            raise CheckpointError(
+                f"{self.folder} was trained on {state['images']} images, {self.data} now has {len(self.source)}. "
+                "Resume on the same data, or start a new run."
+            )
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Write the checkpoint; all processes must call it at the same step."""
+        if self.main:
+            state = {
+                "plan": self.plan.to_dict(),
+                "images": len(self.source),
+                "step": self.step,
+                "seconds": self.seconds,
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
+            checkpoint.save(self.folder, state)
+        self.accelerator.wait_for_everyone()
+
+    def train(self, watch: Watch, stop: Callable[[], bool], *, progress: bool) -> None:
+        """Steps until the end or until `stop()`; then saves."""
+        settings = self.plan.settings
+        every = settings.checkpoint_every or self.steps_per_epoch
+        watch.start(self.step, self.total, self.steps_per_epoch, settings.batch_size, progress=progress and self.main)
+        self.model.train()
+        while self.step < self.total:
+            for out in self._epoch():
+                epoch_ends = self.step % self.steps_per_epoch == 0
+                if self.step % settings.log_every == 0 or epoch_ends:
+                    self._check(out["loss"])
+                    watch.log(self.step, self._reduced(out), out["embedding"], self._lr(self.step - 1))
+                if epoch_ends and (self.step // self.steps_per_epoch) % settings.monitor_every == 0 and self.main:
+                    watch.look(self.step, self.method.encoder_to_publish(), settings.image_size)
+                stopping = self._agree(stop())
+                if stopping or self.step % every == 0 or self.step == self.total:
+                    self._check(out["loss"])
+                    self.seconds += watch.lap()
+                    self.save()
+                if stopping:
+                    return watch.close()
+        return watch.close()
+
+    def _epoch(self) -> Iterator[dict[str, Tensor]]:
+        """The rest of the current epoch, a step at a time."""
+        settings = self.plan.settings
+        epoch, first = divmod(self.step, self.steps_per_epoch)
+        order = epoch_order(len(self.source), settings.batch_size, settings.seed, epoch)
+        # (steps, parts of a batch, processes, images): each process takes its column of every part
+        mine = order.view(self.steps_per_epoch, settings.accumulate, self.accelerator.num_processes, self.share)
+        mine = mine[:, :, self.accelerator.process_index].reshape(-1)
+        batches = self.source.loader(mine, self.share, start=first * settings.accumulate)
+        for _ in range(first, self.steps_per_epoch):
+            yield self._step(batches)
+
+    def _step(self, batches: Iterator[tuple[Tensor, Batch]]) -> dict[str, Tensor]:
+        """One optimizer step. Returns what the method said of the last part of the batch."""
+        settings = self.plan.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr(self.step, constant=group["constant_lr"])
+        torch.manual_seed(_seed(settings.seed, self.step, self.accelerator.process_index))  # dropout and the like
+        for part in range(settings.accumulate):
+            index, batch = next(batches)
+            views = self._views(batch, part)
+            last = part == settings.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    out: dict[str, Tensor] = self.model(views, index.to(self.accelerator.device))
+                self.accelerator.backward(out["loss"] / settings.accumulate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(self.step / self.total)
+        self.step += 1
+        return out
+
+    def _views(self, batch: Batch, part: int) -> list[Tensor]:
+        """The views of this process's images, with parameters drawn for the images of all processes."""
+        rank, n = self.accelerator.process_index, self.share
+        sizes = torch.ones(n * self.accelerator.num_processes, 2, dtype=torch.int64)  # of the others: not needed here
+        sizes[rank * n : (rank + 1) * n] = batch.sizes.cpu()
+        views = []
+        for number, view in enumerate(self.plan.views):
+            generator = torch.Generator().manual_seed(_seed(self.plan.settings.seed, self.step, part, number))
+            params = view.sample(sizes, generator)[rank * n : (rank + 1) * n]
+            views.append(view.apply(batch.images, params).contiguous(memory_format=torch.channels_last))
+        return views
+
+    def _lr(self, step: int, *, constant: bool = False) -> float:
+        settings = self.plan.settings
+        peak = settings.lr * settings.batch_size / 256
+        return peak if constant else peak * lr_factor(step, self.total, settings.warmup_epochs * self.steps_per_epoch)
+
+    def _reduced(self, out: dict[str, Tensor]) -> dict[str, float]:
+        scalars = {k: v.detach().float() for k, v in out.items() if v.ndim == 0}
+        return {k: float(v) for k, v in self.accelerator.reduce(scalars, "mean").items()}
+
+    def _check(self, loss: Tensor) -> None:
+        if not math.isfinite(float(loss)):
+            raise NonFiniteLossError(
+                f"the loss is {float(loss)} at step {self.step} of {self.total}, lr {self._lr(self.step - 1):.4g}. "
+                f"Try a smaller lr, a longer warmup_epochs, or precision=no; {self.folder} keeps its last good checkpoint."
+            )
+
+    def _agree(self, stop: bool) -> bool:
+        """True on all processes as soon as one of them wants to stop."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        return bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.accelerator.device), "sum") > 0)
+
+    def finish(self) -> None:
+        """Write the encoder, in the zoo's layout, beside the log."""
+        if self.main:
+            facts = {
+                "images": len(self.source),
+                "steps": self.total,
+                "seconds": round(self.seconds),
+                "device": device_name(self.accelerator.device),
+                "processes": self.accelerator.num_processes,
+            }
+            write_run(self.folder, self.method.encoder_to_publish(), self.config, self.plan.to_dict(), self.data, facts)
+        self.accelerator.wait_for_everyone()
+
+
+def make_optimizer(method: Method, settings: Settings) -> torch.optim.Optimizer:
+    """SGD or LARS in up to four groups: weight decay or not (norms, biases) x scheduled or constant rate."""
+    constant = {id(p) for module in method.constant_lr() for p in module.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in method.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim > 1, id(parameter) in constant), []).append(parameter)
+    tables = [
+        {"params": params, "weight_decay": settings.weight_decay if decay else 0.0, "constant_lr": fixed}
+        for (decay, fixed), params in groups.items()
+    ]
+    lr = settings.lr * settings.batch_size / 256
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(tables, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    # timm's LARS leaves groups without weight decay unadapted: norms and biases take plain SGD steps, as the papers say
+    return timm.optim.Lars(
+        tables,
+        lr=lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        trust_coeff=settings.trust_coefficient,
+        trust_clip=settings.trust_clip,
+    )
+
+
+def lr_factor(step: int, total: int, warmup: float) -> float:
+    """Learning rate of a step as a part of its peak: linear warm-up, then half a cosine down to 0.
+
+    Args:
+        step: 0 for the first one.
+        total: Steps of the run.
+        warmup: Steps of warm-up.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def epoch_order(images: int, batch_size: int, seed: int, epoch: int) -> Tensor:
+    """One epoch's image positions: whole batches of a permutation, of several where there is less than a batch."""
+    steps = max(1, images // batch_size)
+    generator = torch.Generator().manual_seed(_seed(seed, epoch, ORDER))
+    rounds = -(-steps * batch_size // images)
+    return torch.cat([torch.randperm(images, generator=generator) for _ in range(rounds)])[: steps * batch_size]
+
+
+ORDER = 2**31  # keeps the orders' random streams apart from those of the steps
+
+
+def _seed(*parts: int) -> int:
+    """One well mixed 63-bit seed from several small numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def device_name(device: torch.device) -> str:
+    """What a card says of the hardware."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one kills at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+
+    try:
+        previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals go elsewhere
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)

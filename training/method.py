@@ -1,0 +1,78 @@
+"""The contract between a method and the loop: a method turns views into a loss, and says what to publish.
+
+A method is one file in `methods/`, whose subclass of `Method` is found by the file's name: the folder is the registry.
+The constructor is the schema of its settings: what a recipe or the command line may set, with the paper's defaults.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from . import methods
+from .views import View
+
+
+class Method(nn.Module):
+    """A pretraining method around an encoder. Inherit once, never to share code: shared code is a function in `blocks`.
+
+    Attributes:
+        encoder: The network being trained, images (B, 3, H, W) -> features (B, D) with D = `encoder.num_features`.
+        VIEWS: One entry for each random view of an image that `forward` takes, with the paper's augmentation.
+    """
+
+    VIEWS: ClassVar[tuple[View, ...]]
+    encoder: nn.Module
+
+    def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
+        """One step on this process's share of the batch.
+
+        Args:
+            views: One normalised image batch (B, 3, H, W) for each entry of `VIEWS`.
+            index: (B,) position of each image in the data set.
+
+        Returns:
+            `loss`, a scalar to minimise; `embedding` (N, D), detached: what must not collapse; other scalars to show.
+        """
+        raise NotImplementedError
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimizer step. `progress`: 0 at the first step, 1 at the end."""
+
+    def constant_lr(self) -> Iterable[nn.Module]:
+        """Modules whose learning rate stays at its base value instead of following the schedule."""
+        return ()
+
+    def encoder_to_publish(self) -> nn.Module:
+        """The network that users of the finished run load."""
+        return self.encoder
+
+
+def list_methods() -> list[str]:
+    """Names of all methods: the files of `methods/`."""
+    return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
+
+
+def find_method(name: str) -> type[Method]:
+    """The method class of `methods/<name>.py`.
+
+    Raises:
+        ValueError: There is no such method; says which ones there are.
+    """
+    if name not in list_methods():
+        raise ValueError(f"unknown method {name!r}. Methods are: {', '.join(list_methods())}.")
+    module = importlib.import_module(f".methods.{name}", __package__)
+    return next(
+        thing
+        for thing in vars(module).values()
+        if inspect.isclass(thing) and issubclass(thing, Method) and thing.__module__ == module.__name__
+    )
+
+
+def method_settings(method: type[Method]) -> dict[str, Any]:
+    """Setting -> default of a method: its constructor's arguments after the encoder."""
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    return {p.name: p.default for p in parameters}
