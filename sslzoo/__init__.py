@@ -1,0 +1,44 @@
+"""sslzoo: self-supervised image encoders, loaded by name.
+
+encoder = sslzoo.load("byol-resnet18quarter-cifar10")
+features = encoder(encoder.transform(image)[None])     # (1, 128)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+# Public name -> its module, imported on first use: `import sslzoo` and `list_models()` import no torch.
+_MODULES = {
+    "Encoder": "encoder",
+    "create": "encoder",
+    "load": "encoder",
+    "ModelInfo": "zoo",
+    "info": "zoo",
+    "list_models": "zoo",
+}
+__all__ = ["__version__", *_MODULES]
+
+if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps the two lists equal
+    from sslzoo.encoder import Encoder as Encoder
+    from sslzoo.encoder import create as create
+    from sslzoo.encoder import load as load
+    from sslzoo.zoo import ModelInfo as ModelInfo
+    from sslzoo.zoo import info as info
+    from sslzoo.zoo import list_models as list_models
+
+    __version__: str
+else:  # hidden from type checkers, which would take any name for public
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            value = import_module("importlib.metadata").version("sslzoo")
+        elif name in _MODULES:
+            value = getattr(import_module(f"sslzoo.{_MODULES[name]}"), name)
+        else:
+            raise AttributeError(f"module 'sslzoo' has no attribute {name!r}; it has {', '.join(_MODULES)}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

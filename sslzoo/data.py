@@ -1,0 +1,415 @@
+"""Sets of images: folders, arrays and Hugging Face datasets, opened without decoding a pixel.
+
+images = open_images("photos")            # flat, nested, or one sub-folder a class
+images[0], images.names[0], images.labels, images.classes
+"""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Self
+from zipfile import BadZipFile
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from sslzoo.images import (
+    UnreadableImageError,
+    channels_last,
+    image_size,
+    read_image,
+    read_sized,
+    tensor_to_array,
+    to_image,
+)
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "EmptyDatasetError",
+    "ImageSet",
+    "UnreadableImageError",
+    "open_images",
+    "read_image",
+    "to_image",
+]
+
+IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
+IMAGE_KEYS = ("images", "x", "X", "data")
+LABEL_KEYS = ("labels", "y", "targets")
+SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "unlabeled", "unlabelled"])
+
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class EmptyDatasetError(ValueError):
+    """A source without a single usable image."""
+
+
+class ImageSet:
+    """An ordered set of images that are read when asked for: `images[i]` is an upright RGB `PIL.Image`.
+
+    Made by `open_images`. It holds names, not pixels, and pickles, so that worker processes can have a copy.
+
+    Attributes:
+        names: One a image: the path relative to `root`, or its number ("000012") for images without a file name.
+        labels: (N,) int64, or None.
+        classes: The names of the labels 0, 1, ..., or None.
+        root: The folder that `names` are relative to, or None.
+        ignored: Files below `root` that are not images by their suffix, or are hidden.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Any] | None,
+        names: list[str],
+        *,
+        labels: Labels | None = None,
+        classes: list[str] | None = None,
+        root: Path | None = None,
+        ignored: list[str] | None = None,
+    ) -> None:
+        self._items = items  # what `_open` understands; None: the files root/name
+        self._positions: Sequence[int] = range(len(names))  # of this set's images in _items
+        self.names = names
+        self.labels = labels
+        self.classes = classes
+        self.root = root
+        self.ignored = ignored or []
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> Image.Image:
+        """Read image `i`.
+
+        Raises:
+            UnreadableImageError: The image is damaged. It is the caller's to skip it.
+        """
+        return self.read(i)[0]
+
+    def __repr__(self) -> str:
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        return f"ImageSet({len(self):,} images{classes})"
+
+    def read(self, i: int, min_size: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+        """Read image `i` and its (height, width); see `images.read_sized` for `min_size`."""
+        item = self._item(i)
+        try:
+            if isinstance(item, (Path, BytesIO)):
+                return read_sized(item, min_size)
+            image = to_image(item)
+        except UnreadableImageError as error:
+            raise UnreadableImageError(self.names[i], error.reason) from error
+        return image, (image.height, image.width)
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Return the (height, width) of image `i`, from a file's header alone.
+
+        Raises:
+            UnreadableImageError: Not even the header can be read.
+        """
+        item = self._item(i)
+        try:
+            if isinstance(item, (Path, BytesIO, Image.Image)):
+                return image_size(item)
+            array = channels_last(tensor_to_array(item) if isinstance(item, Tensor) else item)
+        except UnreadableImageError as error:
+            raise UnreadableImageError(self.names[i], error.reason) from error
+        return array.shape[0], array.shape[1]
+
+    def subset(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> Self:
+        """Return the images at these indices, in this order."""
+        chosen = [int(i) for i in indices]
+        labels = None if self.labels is None else self.labels[chosen]
+        names = [self.names[i] for i in chosen]
+        part = type(self)(self._items, names, labels=labels, classes=self.classes, root=self.root, ignored=self.ignored)
+        part._positions = [self._positions[i] for i in chosen]
+        return part
+
+    def uint8_array(self) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        """Return all images as one (N, 3, H, W) view if they are an array of 8-bit grey or RGB images, else None."""
+        if not isinstance(self._items, _Rows):
+            return None
+        array = self._items.array
+        if array.dtype != np.uint8 or array.shape[-1] == 4:
+            return None
+        if not isinstance(self._positions, range):
+            array = array[self._positions]
+        rgb: np.ndarray[Any, Any] = np.broadcast_to(array, (*array.shape[:3], 3))
+        return np.moveaxis(rgb, -1, 1)
+
+    def _item(self, i: int) -> Any:
+        if self._items is None:
+            return Path(self.root or "", self.names[i])
+        item = self._items[self._positions[i]]
+        if isinstance(item, str):
+            return Path(item)
+        if isinstance(item, dict):  # a Hugging Face image that is not decoded yet
+            return Path(item["path"]) if item["bytes"] is None else BytesIO(item["bytes"])
+        return item
+
+
+class _Rows(Sequence[np.ndarray[Any, Any]]):
+    """The images of an array, (N, H, W, C). Memory-mapped ones pickle as their path: np.memmap would copy the data."""
+
+    def __init__(self, array: np.ndarray[Any, Any], path: Path | None = None) -> None:
+        self.array = array
+        self.path = path
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.array[i]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Rows, (self.array,)) if self.path is None else (_npy_rows, (self.path,))
+
+
+class _Column(Sequence[dict[str, Any]]):
+    """The image column of a Hugging Face dataset, as undecoded {"bytes", "path"}."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.dataset = dataset
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: Any) -> Any:
+        # a missing image is an image that cannot be read, not the end of the run
+        return self.dataset[i][self.name] or {"bytes": b"", "path": None}
+
+
+def open_images(source: Any, *, labels: Sequence[int] | Sequence[str] | Labels | None = None) -> ImageSet:
+    """Open a set of images without decoding them.
+
+    Args:
+        source: A folder (if all its images lie in sub-folders, each sub-folder is a class), an image file, an `.npy`
+            or `.npz` file (images under "images", "x", "X" or "data", labels under "labels", "y" or "targets"), a
+            list of paths, PIL images, arrays or tensors, one array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W),
+            a Hugging Face dataset, or the folder one was saved to by `save_to_disk`.
+        labels: One a image, numbers or names, instead of the source's own.
+
+    Raises:
+        EmptyDatasetError: There are no images.
+        FileNotFoundError: There is no such file or folder.
+        ValueError: An ambiguous source, or as many labels as there are not images.
+    """
+    images = _open(source, own_labels=labels is None)
+    if len(images) == 0:
+        raise EmptyDatasetError(f"No images: the {type(source).__name__} is empty.")
+    if labels is not None:
+        images.labels, images.classes = _encode(labels, len(images))
+    return images
+
+
+def _open(source: Any, *, own_labels: bool) -> ImageSet:
+    if isinstance(source, ImageSet):
+        return source.subset(range(len(source)))
+    if isinstance(source, (str, os.PathLike)):
+        return _open_path(Path(source), own_labels)
+    if isinstance(source, Tensor):
+        return _open_array(tensor_to_array(source))
+    if isinstance(source, np.ndarray):
+        return _open_array(source)
+    if isinstance(source, Image.Image):
+        return _open_list([source])
+    datasets = sys.modules.get("datasets")  # whoever holds such a dataset has imported it
+    if datasets is not None and isinstance(source, (datasets.Dataset, datasets.DatasetDict)):
+        return _open_hf(source, own_labels)
+    if isinstance(source, Sequence):
+        return _open_list(source)
+    raise TypeError(
+        f"Cannot take images from {type(source).__name__}: pass a folder, an .npy or .npz file, an array, a tensor, "
+        "a list of paths or images, or a Hugging Face dataset with a length."
+    )
+
+
+def _open_path(path: Path, own_labels: bool) -> ImageSet:
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+            return _open_hf(_load_from_disk(path), own_labels, folder=path)
+        return _open_folder(path, own_labels)
+    if not path.exists():
+        raise FileNotFoundError(f"No such file or folder: {path}")
+    if path.suffix.lower() == ".npy":
+        rows = _npy_rows(path)
+        return ImageSet(rows, _numbers(len(rows)))
+    if path.suffix.lower() == ".npz":
+        return _open_npz(path, own_labels)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageSet(None, [path.name], root=path.parent)
+    raise ValueError(f"Cannot take images from {path}: expected a folder, an image, or an .npy or .npz file.")
+
+
+def _open_folder(root: Path, own_labels: bool) -> ImageSet:
+    names, ignored = _walk(root)
+    if not names:
+        others = f" and found {len(ignored):,} other files ({ignored[0]}, ...)" if ignored else ""
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise EmptyDatasetError(f"No images in {root}: looked below it for {suffixes}{others}.")
+    tops = [name.partition("/")[0] if "/" in name else None for name in names]
+    classes = list(dict.fromkeys(top for top in tops if top is not None))  # in the order of the walk
+    if None in tops or not own_labels:
+        return ImageSet(None, names, root=root, ignored=ignored)
+    if SPLITS.issuperset(top.lower() for top in classes):
+        raise ValueError(f"{root} holds splits, not classes: {', '.join(classes)}. Pass {root / classes[0]}.")
+    code = {top: i for i, top in enumerate(classes)}
+    labels = np.array([code[top] for top in tops if top is not None], dtype=np.int64)
+    return ImageSet(None, names, labels=labels, classes=classes, root=root, ignored=ignored)
+
+
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    """List the images and the other files below a folder, relative to it, in natural order ("2.png" before "10.png").
+
+    Links to folders are followed, but not back into a folder they lie in. Hidden folders are left alone.
+    """
+    names: list[str] = []
+    ignored: list[str] = []
+
+    def visit(folder: str, prefix: str, above: tuple[str, ...]) -> None:
+        real = os.path.realpath(folder)
+        if real in above:
+            return
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: _natural(entry.name))
+        for entry in entries:
+            name = prefix + entry.name
+            hidden = entry.name.startswith(".")
+            if entry.is_dir():
+                if not hidden:
+                    visit(entry.path, name + "/", (*above, real))
+            elif not hidden and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (a million times)
+                names.append(name)
+            else:
+                ignored.append(name)
+
+    visit(str(root), "", ())
+    return names, ignored
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Sort key: digits by value, letters by value whatever their case; the same on every machine and locale."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _open_array(array: np.ndarray[Any, Any]) -> ImageSet:
+    if array.ndim == 3 and array.shape[-1] in (3, 4):
+        array = array[None]  # one (H, W, C) image
+    elif array.ndim == 3 and array.shape[0] in (3, 4):
+        raise ValueError(
+            f"An array of shape {array.shape} may be one (C, H, W) image or {array.shape[0]} grey ones. "
+            "Pass array[None] or array[..., None]."
+        )
+    rows = channels_last(array, stacked=True)
+    return ImageSet(_Rows(rows), _numbers(len(rows)))
+
+
+def _npy_rows(path: Path) -> _Rows:
+    array = _load_numpy(path)
+    if array.ndim not in (3, 4):
+        raise ValueError(f"Expected (N, H, W), (N, H, W, C) or (N, C, H, W) in {path}, got shape {array.shape}.")
+    return _Rows(channels_last(array, stacked=True), path)
+
+
+def _open_npz(path: Path, own_labels: bool) -> ImageSet:
+    with _load_numpy(path) as archive:
+        key = _find(IMAGE_KEYS, archive.files)
+        if key is None:
+            raise ValueError(f"No images in {path}: looked for {', '.join(IMAGE_KEYS)}; it has {archive.files}.")
+        label_key = _find(LABEL_KEYS, archive.files) if own_labels else None
+        try:
+            images = _open_array(archive[key])
+            labels = None if label_key is None else archive[label_key]
+        except ValueError as error:
+            raise ValueError(f"Cannot take images from {path}: {error}") from error
+    if labels is not None:
+        images.labels, images.classes = _encode(labels, len(images))
+    return images
+
+
+def _load_numpy(path: Path) -> Any:
+    """Open .npy (memory-mapped) or .npz. Pickled objects are refused: unpickling runs code from the file."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(
+            f"Cannot read {path} as plain numbers ({error}). If it holds Python objects, save the images again as one "
+            "array: np.save(file, np.stack(images))."
+        ) from error
+
+
+def _open_list(items: Sequence[Any]) -> ImageSet:
+    for i, item in enumerate(items):
+        if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
+            raise TypeError(f"Item {i} is {type(item).__name__}: expected a path, PIL image, array or tensor.")
+    numbers = _numbers(len(items))
+    paths = [os.fspath(item) if isinstance(item, (str, os.PathLike)) else None for item in items]
+    names = [number if path is None else path for number, path in zip(numbers, paths, strict=True)]
+    return ImageSet([item if path is None else path for item, path in zip(items, paths, strict=True)], names)
+
+
+def _open_hf(dataset: Any, own_labels: bool, folder: Path | None = None) -> ImageSet:
+    import datasets
+
+    if isinstance(dataset, datasets.DatasetDict):
+        first = next(iter(dataset))
+        how = f"dataset[{first!r}]" if folder is None else str(folder / first)
+        raise ValueError(  # noqa: TRY004 (the type is fine, the choice is missing)
+            f"This dataset has the splits {', '.join(dataset)}. Pass one of them: {how}."
+        )
+    features = dataset.features
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    column = _find(("image", "img"), images) or (images[0] if len(images) == 1 else None)
+    if column is None:
+        raise ValueError(f"Expected one column of type Image, or one called 'image'; the columns are {features}.")
+    raw = dataset.with_format(None).select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    found = ImageSet(_Column(raw, column), _numbers(len(dataset)))
+    label_columns = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if own_labels and label_columns:
+        label = _find(("label",), label_columns) or label_columns[0]
+        if len(label_columns) > 1 and label != "label":
+            raise ValueError(f"Several label columns: {', '.join(label_columns)}. Pass labels=dataset[{label!r}].")
+        found.labels = np.asarray(dataset.with_format(None)[label], dtype=np.int64)
+        found.classes = list(features[label].names)
+    return found
+
+
+def _load_from_disk(path: Path) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is a Hugging Face dataset. Install its reader: pip install 'sslzoo[data]'"
+        ) from error
+    return datasets.load_from_disk(str(path))
+
+
+def _encode(labels: Any, n: int) -> tuple[Labels, list[str] | None]:
+    """Turn labels into int64, and names into numbers in natural order. (N, 1), as CIFAR is often saved, is (N,)."""
+    array = np.asarray(labels)
+    if array.shape == (n, 1):
+        array = array[:, 0]
+    if array.shape != (n,):
+        raise ValueError(f"Expected {n:,} labels, one a image, got shape {array.shape}.")
+    if array.dtype.kind in "US":
+        classes = sorted({str(label) for label in array}, key=_natural)
+        code = {name: i for i, name in enumerate(classes)}
+        return np.array([code[str(label)] for label in array], dtype=np.int64), classes
+    if array.dtype.kind not in "iub":
+        raise TypeError(f"Labels are whole numbers or names, got {array.dtype}.")
+    return array.astype(np.int64), None
+
+
+def _find(wanted: Sequence[str], present: Sequence[str]) -> str | None:
+    return next((name for name in wanted if name in present), None)
+
+
+def _numbers(n: int) -> list[str]:
+    return [f"{i:06d}" for i in range(n)]

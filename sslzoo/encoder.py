@@ -1,0 +1,338 @@
+"""Encoder: a timm network without its classifier, together with its input settings.
+
+encoder = sslzoo.load("byol-resnet18quarter-cifar10")
+features = encoder(encoder.transform(image)[None])     # (1, D)
+maps = encoder.feature_maps(images)                    # [(B, C, h, w), ...], fine to coarse
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from sslzoo import weights
+from sslzoo.transforms import eval_transform
+
+# Our names for timm networks with other arguments. The plain 7×7 stem stays 64 wide in timm whatever the channels are,
+# and would cost 1.7 times the rest of a thin network; the deep stem (three 3×3 convolutions) can be thin as well.
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "resnet18quarter": ("resnet18", {"channels": [16, 32, 64, 128], "stem_type": "deep", "stem_width": 8}),
+}
+# Mean and std by number of channels, for pixels in [0, 1]. Grey: the means over ImageNet's three.
+_NORMALISATION = {
+    1: ([0.449], [0.226]),
+    3: (list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)),
+}
+
+
+class Encoder(nn.Module):
+    """Images in, features out. Always in eval mode when made, loaded or created.
+
+    Images are (B, C, H, W), float, normalised as `transform` does it. Any H and W will do, except for networks
+    of fixed input size (most vision transformers).
+
+    Args:
+        model: timm network with `num_classes=0`.
+        config: What its config.json holds, as `make_config` builds it.
+
+    Attributes:
+        model: The timm network.
+        config: A copy of `config`; `save_pretrained` writes it.
+        num_features: Width D of `encoder(images)`.
+        channels: C of each of the feature maps.
+        reductions: Stride in pixels of each of the feature maps. Networks that pad (ResNets) give maps of
+            ceil(H / reduction) rows, those that do not (VGG, ConvNeXt) floor(H / reduction).
+    """
+
+    def __init__(self, model: nn.Module, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        network: Any = model  # timm's attributes, which nn.Module does not declare
+        # timm's VGG has two wide layers between its feature maps and num_classes=0. They belong to a classifier:
+        # features here are the mean of the last maps. Frozen, since DDP stops at parameters without a gradient.
+        self._mean_of_maps = isinstance(getattr(network, "pre_logits", None), nn.Module)
+        if self._mean_of_maps:
+            network.pre_logits.requires_grad_(False)
+        self.num_features: int = network.num_features if self._mean_of_maps else network.head_hidden_size
+        self._indices, self.channels, self.reductions = _map_layout(network)
+        self.config: dict[str, Any] = {**copy.deepcopy(dict(config)), "num_features": self.num_features}
+        self.eval()
+
+    @property
+    def arch(self) -> str:
+        """Architecture, as `create` takes it."""
+        architecture, args = self.config["architecture"], self.config["model_args"]
+        for name, (base, changes) in VARIANTS.items():
+            if base == architecture and all(args.get(key) == value for key, value in changes.items()):
+                return name
+        return str(architecture)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width (pixels) of what `transform` returns."""
+        channels, height, width = self.config["pretrained_cfg"]["input_size"]
+        return channels, height, width
+
+    @property
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """PIL image -> normalised float32 tensor (C, H, W). Can be pickled."""
+        return eval_transform(self.config["pretrained_cfg"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: (B, C, H, W), normalised.
+
+        Returns:
+            Features (B, D).
+
+        Raises:
+            ValueError: Images of another size than the one size this network takes.
+        """
+        self._check_size(images)
+        if self._mean_of_maps:
+            return self.model.forward_features(images).mean((2, 3))  # type: ignore[operator]
+        return self.model(images)
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """Return the maps inside the network, as timm's `features_only=True` has them.
+
+        ResNets give five: the stem at stride 2, then the stages at strides 4, 8, 16 and 32. Networks of one
+        resolution (vision transformers) give their last three blocks, at the stride of a patch.
+
+        Args:
+            images: (B, C, H, W), normalised.
+
+        Returns:
+            Maps (B, C, h, w), fine to coarse, with `channels` and `reductions`.
+
+        Raises:
+            ValueError: The architecture has no feature maps, or takes images of one other size only.
+        """
+        if not self._indices:
+            raise ValueError(f"timm's {self.arch} gives no feature maps, only features: call the encoder itself.")
+        self._check_size(images)
+        return self.model.forward_intermediates(images, indices=self._indices, intermediates_only=True)  # type: ignore[operator]
+
+    def _check_size(self, images: Tensor) -> None:
+        args = self.config["model_args"]
+        if not self.config["pretrained_cfg"].get("fixed_input_size"):
+            return
+        if args.get("dynamic_img_size") or not args.get("strict_img_size", True):
+            return
+        if tuple(images.shape[-2:]) != self.input_size[1:]:
+            height, width = images.shape[-2:]
+            raise ValueError(
+                f"{self.arch} takes images of {self.input_size[1]}×{self.input_size[2]} pixels only, got "
+                f"{height}×{width}. Resize them, or for a vision transformer of any size: sslzoo.create({self.arch!r}, "
+                "dynamic_img_size=True, dynamic_img_pad=True)."
+            )
+
+    def with_output_stride(self, stride: int) -> "Encoder":
+        """Return a new encoder with a copy of the weights whose coarsest maps have this stride (dilated convolutions).
+
+        Args:
+            stride: 8, 16 or 32.
+
+        Raises:
+            ValueError: The architecture cannot be dilated, or not to this stride.
+        """
+        config = copy.deepcopy(self.config)
+        config["model_args"]["output_stride"] = stride
+        if config["pretrained_cfg"].get("pool_size"):
+            config["pretrained_cfg"]["pool_size"] = [math.ceil(side / stride) for side in self.input_size[1:]]
+        try:
+            network = _network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
+        except (AssertionError, TypeError, ValueError, NotImplementedError) as error:
+            raise ValueError(
+                f"{self.arch} has no output stride {stride} in timm ({error or type(error).__name__}). "
+                "ResNets, for instance, have 8, 16 and 32."
+            ) from error
+        network.load_state_dict(self.model.state_dict())
+        return Encoder(network, config).to(next(self.parameters()))
+
+    def save_pretrained(self, folder: str | Path, card: str | None = None, *, half: bool = False) -> None:
+        """Save config.json, model.safetensors and, if a card is given, README.md.
+
+        timm (`"local-dir:FOLDER"`), transformers (`AutoModel`) and `sslzoo.load` read the folder.
+
+        Args:
+            folder: Made if it is not there. Other files in it stay.
+            card: Text of README.md.
+            half: Store matrices and convolutions as float16: half the size, features equal to about three digits.
+        """
+        weights.write_folder(Path(folder), self.config, self.model.state_dict(), card, half=half)
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path, *, device: torch.device | str = "cpu") -> "Encoder":
+        """Load an encoder: the same as `sslzoo.load`."""
+        return load(name_or_folder, device=device)
+
+    def extra_repr(self) -> str:
+        """One line about the encoder, within PyTorch's own listing."""
+        return f"{self.arch}, num_features={self.num_features}, input_size={self.input_size}"
+
+
+def load(name_or_folder: str | Path, *, device: torch.device | str = "cpu") -> Encoder:
+    """Load a pretrained encoder, in eval mode.
+
+    Args:
+        name_or_folder: Zoo id or alias (see `sslzoo.list_models()`), or a folder that `save_pretrained` wrote.
+        device: Where to put it, such as "cuda".
+
+    Raises:
+        sslzoo.zoo.UnknownModelError: No such id and no such folder; names the nearest ids.
+        sslzoo.weights.WeightsError: A file is missing, damaged, or does not fit; nothing is loaded.
+    """
+    folder = weights.locate(name_or_folder)
+    config = weights.read_config(folder)
+    try:
+        network = _network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
+    except Exception as error:  # timm's constructors raise whatever a wrong argument leads to
+        raise weights.WeightsError(
+            f"{folder / weights.CONFIG}: timm {timm.__version__} cannot build {config['architecture']!r} with "
+            f"{config['model_args']} ({type(error).__name__}: {error})."
+        ) from error
+    network.load_state_dict(weights.read_state(folder, network.state_dict()))
+    return Encoder(network, config).to(device)
+
+
+def create(arch: str, *, seed: int | None = None, image_size: int | None = None, **model_args: Any) -> Encoder:
+    """Create an encoder with random weights, in eval mode.
+
+    Args:
+        arch: An architecture of timm, such as "resnet50", or "resnet18quarter": resnet18 with a quarter of the
+            channels and a thin deep stem (0.70 M parameters).
+        seed: Gives the same weights again, and leaves torch's own random state alone. None draws from that state.
+        image_size: Side in pixels of what `encoder.transform` returns; None takes timm's for this architecture.
+        model_args: More arguments of the timm network, such as `in_chans=1`.
+
+    Raises:
+        ValueError: timm has no such architecture; names the nearest.
+    """
+    name, defaults = architecture(arch)
+    args = {**defaults, **model_args}
+    if reserved := {"num_classes", "features_only", "pretrained", "pretrained_cfg"} & set(args):
+        raise ValueError(
+            f"An encoder has no classifier and random weights: {', '.join(sorted(reserved))} cannot be set."
+        )
+    pretrained_cfg = _pretrained_cfg(name, args, image_size)
+    if pretrained_cfg["fixed_input_size"]:
+        args.setdefault("img_size", pretrained_cfg["input_size"][-1])  # transformers reads it nowhere else
+    network = _network(name, pretrained_cfg, args, seed)
+    config = {
+        "architecture": name,
+        "num_classes": 0,
+        "global_pool": _global_pool(network),
+        "model_args": args,
+        "pretrained_cfg": pretrained_cfg,
+        "sslzoo": {
+            "schema": weights.SCHEMA,
+            "method": None,
+            "dataset": None,
+            "recipe": {},
+            "metrics": {},
+            "source": "random",
+        },
+    }
+    return Encoder(network, config)
+
+
+def architecture(arch: str) -> tuple[str, dict[str, Any]]:
+    """Translate the name of an architecture: "resnet18quarter" -> ("resnet18", {"channels": …}).
+
+    Raises:
+        ValueError: timm has no such architecture; names the nearest.
+    """
+    if arch in VARIANTS:
+        name, args = VARIANTS[arch]
+        return name, copy.deepcopy(dict(args))
+    if "." in arch and timm.is_model(arch):
+        raise ValueError(f"{arch!r} names weights of timm. Random weights have no tag: use {arch.split('.')[0]!r}.")
+    if not timm.is_model(arch):
+        near = get_close_matches(arch, [*VARIANTS, *timm.list_models()], n=5)
+        hint = f"Did you mean {', '.join(map(repr, near))}? " if near else ""
+        raise ValueError(f"Unknown architecture {arch!r}. {hint}timm.list_models() shows all.")
+    # the two wide layers that an encoder does not use (see Encoder): 59 instead of 537 MB
+    return arch, {"mlp_ratio": 0.001} if arch.startswith("vgg") else {}
+
+
+def make_config(
+    arch: str, *, image_size: int | None = None, tag: str, sslzoo: Mapping[str, Any], **model_args: Any
+) -> dict[str, Any]:
+    """Build the config.json of an encoder.
+
+    Args:
+        arch: As `create` takes it.
+        image_size: As `create` takes it.
+        tag: timm's name for the weights of an architecture, such as "byol_cifar10".
+        sslzoo: Entries of the block "sslzoo": method, dataset, recipe, metrics, source.
+        model_args: As `create` takes them.
+    """
+    config = create(arch, seed=0, image_size=image_size, **model_args).config
+    config["pretrained_cfg"]["tag"] = tag
+    config["sslzoo"].update(sslzoo)
+    return config
+
+
+def _network(name: str, pretrained_cfg: Mapping[str, Any], args: Mapping[str, Any], seed: int | None) -> nn.Module:
+    """Build timm's network with random weights; with a seed, apart from torch's own random state."""
+    if seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _network(name, pretrained_cfg, args, None)
+    return timm.create_model(name, pretrained=False, pretrained_cfg=dict(pretrained_cfg), num_classes=0, **args)
+
+
+def _pretrained_cfg(name: str, args: Mapping[str, Any], image_size: int | None) -> dict[str, Any]:
+    """Input settings and the few facts about the network that timm needs to adapt it."""
+    known = timm.get_pretrained_cfg(name)
+    channels = args.get("in_chans", 3)
+    if channels not in _NORMALISATION:
+        raise ValueError(f"in_chans must be 1 (grey) or 3 (RGB), got {channels!r}.")
+    mean, std = _NORMALISATION[channels]
+    height, width = (image_size, image_size) if image_size else known.input_size[-2:]
+    first_conv = known.first_conv
+    if "deep" in args.get("stem_type", "") and first_conv == "conv1":
+        first_conv = "conv1.0"
+    pool_size = None
+    if known.pool_size:
+        stride = known.input_size[-1] / known.pool_size[-1]
+        pool_size = [math.ceil(height / stride), math.ceil(width / stride)]
+    return {
+        "tag": "random",
+        "input_size": [channels, height, width],
+        "fixed_input_size": known.fixed_input_size,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": mean,
+        "std": std,
+        "num_classes": 0,
+        "pool_size": pool_size,
+        "first_conv": first_conv,
+        "classifier": known.classifier,
+    }
+
+
+def _global_pool(network: nn.Module) -> str:
+    pool = getattr(network, "global_pool", "avg")
+    return pool if isinstance(pool, str) else getattr(pool, "pool_type", "avg")
+
+
+def _map_layout(network: Any) -> tuple[list[int], list[int], list[int]]:
+    """Indices among timm's intermediates, channels and reductions of what `features_only=True` takes by default."""
+    stages = network.feature_info if hasattr(network, "forward_intermediates") else []
+    indices = list(range(len(stages)))
+    if len({stage["reduction"] for stage in stages}) == 1:
+        indices = indices[-3:]
+    return indices, [stages[i]["num_chs"] for i in indices], [stages[i]["reduction"] for i in indices]

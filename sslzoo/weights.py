@@ -1,0 +1,192 @@
+"""Weights on disk: from a name to a checked folder, and safe reading and writing of such a folder.
+
+A folder holds config.json (timm's schema and a block "sslzoo"), model.safetensors (timm's key names, no head) and
+README.md. timm, transformers and torchvision read the same folder. Only safetensors is read: nothing here unpickles.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sslzoo import zoo
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+SCHEMA = 1
+BUNDLED = Path(__file__).with_name("bundled")
+
+
+class WeightsError(RuntimeError):
+    """A model folder or one of its files is missing, damaged or not what it says it is."""
+
+
+def locate(name_or_folder: str | Path) -> Path:
+    """Find the folder of a model, and check it as far as that goes without reading it.
+
+    A zoo id (or alias) wins over a folder of the same name; write `./name` for the folder.
+
+    Args:
+        name_or_folder: Zoo id, alias, or a folder with config.json and model.safetensors.
+
+    Raises:
+        sslzoo.zoo.UnknownModelError: Neither a zoo id nor a folder; names the nearest ids.
+        WeightsError: A file is missing, or the file of a zoo id has the wrong size or SHA-256.
+    """
+    text = str(name_or_folder)
+    folder = Path(text).expanduser()
+    is_path = isinstance(name_or_folder, Path) or "/" in text or os.sep in text
+    if not is_path:
+        try:
+            return _bundled(zoo.info(text))
+        except zoo.UnknownModelError as error:
+            if not folder.is_dir():
+                raise zoo.UnknownModelError(f"{error} There is no folder {text!r} either.") from None
+    if not folder.is_dir():
+        raise WeightsError(
+            f"There is no folder {text!r}. This version loads zoo ids (see sslzoo.list_models()) and local folders, "
+            "not repositories of the Hugging Face Hub."
+        )
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder} has no {name}. A model folder holds {CONFIG} and {WEIGHTS}.")
+    return folder
+
+
+def _bundled(model: zoo.ModelInfo) -> Path:
+    folder = BUNDLED / model.id
+    advice = "Install sslzoo again: pip install --force-reinstall --no-deps sslzoo."
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise WeightsError(f"{model.id}: {folder / name} is missing. {advice}")
+    path = folder / WEIGHTS
+    size = path.stat().st_size
+    if size != model.bytes:
+        raise WeightsError(f"{model.id}: {path} has {size} bytes, the zoo table says {model.bytes}. {advice}")
+    found = sha256(path)
+    if found != model.sha256:
+        raise WeightsError(f"{model.id}: {path} has SHA-256 {found}, the zoo table says {model.sha256}. {advice}")
+    return folder
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read and check the config.json of an encoder. `model_args` always is a dict afterwards.
+
+    Raises:
+        WeightsError: Not JSON, a key missing, a network with a classifier, or a newer format.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # bad JSON or bad UTF-8
+        raise WeightsError(f"{path} is not JSON ({error}). Get the folder again.") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} must hold an object, got {type(config).__name__}.")
+    if missing := [key for key in ("architecture", "num_classes", "pretrained_cfg") if config.get(key) is None]:
+        raise WeightsError(f"{path} lacks {', '.join(missing)}. It needs timm's schema, as save_pretrained writes it.")
+    if not isinstance(config["pretrained_cfg"], dict) or len(config["pretrained_cfg"].get("input_size") or ()) != 3:
+        raise WeightsError(f"{path} lacks pretrained_cfg.input_size: [channels, height, width].")
+    if config["num_classes"] != 0:
+        raise WeightsError(f"{path}: num_classes is {config['num_classes']}, an encoder has 0: this is a classifier.")
+    schema = (config.get("sslzoo") or {}).get("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise WeightsError(f"{path} has schema {schema}, this sslzoo reads {SCHEMA}. Update sslzoo.")
+    # transformers writes null here; timm 1.0.31 puts num_classes in, a second time
+    config["model_args"] = {k: v for k, v in (config.get("model_args") or {}).items() if k != "num_classes"}
+    return config
+
+
+def read_state(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read model.safetensors, in the dtypes of `expected`. Every tensor must be there, fit, and be finite.
+
+    Args:
+        folder: Folder with model.safetensors.
+        expected: The network's own `state_dict()`.
+
+    Raises:
+        WeightsError: Names the file and the tensors that are missing, unexpected, not finite, or do not fit.
+    """
+    path = folder / WEIGHTS
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        size = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
+        raise WeightsError(
+            f"{path} ({size}) is truncated or not a safetensors file: {error}. Get or save the folder again."
+        ) from error
+    problems = [f"{key}: missing" for key in expected if key not in state]
+    problems += [f"{key}: unexpected" for key in state if key not in expected]
+    problems += [f"{key}: {why}" for key in expected if key in state and (why := _misfit(state[key], expected[key]))]
+    if problems:
+        shown = "\n  ".join(problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else []))
+        raise WeightsError(f"{path} does not fit the network of its {CONFIG}:\n  {shown}")
+    return {key: state[key].to(expected[key].dtype) for key in expected}
+
+
+def _misfit(found: Tensor, expected: Tensor) -> str:
+    """Say why a tensor cannot take the place of another; empty if it can. A float of any width may."""
+    if found.shape != expected.shape:
+        return f"shape {tuple(found.shape)}, needs {tuple(expected.shape)}"
+    if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
+        return f"{found.dtype}, needs {expected.dtype}"
+    if found.is_floating_point() and not torch.isfinite(found).all():
+        return "has values that are NaN or infinite"
+    return ""
+
+
+def write_folder(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], card: str | None = None, *, half: bool = False
+) -> None:
+    """Write a model folder, each file by write-then-rename: no reader ever sees half a file.
+
+    Args:
+        folder: Made if it is not there. Other files in it stay.
+        config: What config.json holds.
+        state: The network's `state_dict()`.
+        card: Text of README.md; None leaves that file alone.
+        half: Store matrices and convolutions as float16. Vectors (norms, biases, BN statistics) stay float32.
+
+    Raises:
+        WeightsError: A value is NaN or infinite, or too large for float16.
+    """
+    tensors = {}
+    for key, value in state.items():
+        narrow = half and value.is_floating_point() and value.ndim > 1
+        tensors[key] = value.detach().to("cpu", torch.float16 if narrow else value.dtype).contiguous()
+        if value.is_floating_point() and not torch.isfinite(tensors[key]).all():
+            raise WeightsError(
+                f"{key} has values that are NaN, infinite{' or too large for float16' if narrow else ''}."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    if card is not None:
+        _write(folder / CARD, card.encode())
+    _write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())  # last: without it a folder is no model
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

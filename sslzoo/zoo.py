@@ -1,0 +1,254 @@
+"""The zoo: which encoders there are, read from zoo.toml. Needs no torch.
+
+sslzoo.list_models(method="byol")                 # a table
+sslzoo.info("byol-resnet18quarter-cifar10").licence
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from difflib import SequenceMatcher
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any, overload
+
+TABLE = Path(__file__).with_name("zoo.toml")
+
+
+class UnknownModelError(ValueError):
+    """No model of the zoo has this id or alias."""
+
+
+class ZooTableError(ValueError):
+    """The table of the zoo (zoo.toml) is wrong."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One row of the zoo.
+
+    Attributes:
+        id: `<method>-<arch>-<data>`, what `sslzoo.load` takes.
+        method: How the encoder was pretrained, such as "byol".
+        arch: Architecture, in timm's words, or a variant such as "resnet18quarter".
+        data: What it was pretrained on.
+        licence: SPDX identifier of the licence of the weights.
+        num_features: Width D of `encoder(images)`, which is (B, D).
+        params: Parameters of the encoder, without any head.
+        input_size: Channels, height and width (pixels) of the images it was trained on.
+        sha256: Of its model.safetensors.
+        bytes: Size of its model.safetensors.
+        source: Where that file is: "bundled" comes with the package.
+        epochs: Passes over the data in pretraining.
+        hardware: What it was trained on.
+        paper: Title, authors and year of the method.
+        paper_url: Where to read it.
+        summary: One sentence about this model.
+    """
+
+    id: str
+    method: str
+    arch: str
+    data: str
+    licence: str
+    num_features: int
+    params: int
+    input_size: tuple[int, ...]
+    sha256: str
+    bytes: int
+    source: str
+    epochs: int
+    hardware: str
+    paper: str
+    paper_url: str
+    summary: str
+
+    def __str__(self) -> str:
+        width = max(len(field.name) for field in fields(self))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in asdict(self).items())
+
+
+_COLUMNS = ("id", "method", "arch", "data", "features", "params", "size", "licence")
+_NUMBERS = ("features", "params", "size")  # aligned to the right
+
+
+class ModelTable(Sequence[ModelInfo]):
+    """Rows of the zoo: a sequence of `ModelInfo` that prints as a table, in a terminal and in a notebook."""
+
+    def __init__(self, rows: Sequence[ModelInfo]) -> None:
+        self._rows = tuple(rows)
+
+    @overload
+    def __getitem__(self, index: int) -> ModelInfo: ...
+    @overload
+    def __getitem__(self, index: slice) -> "ModelTable": ...
+    def __getitem__(self, index: int | slice) -> "ModelInfo | ModelTable":
+        return ModelTable(self._rows[index]) if isinstance(index, slice) else self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[ModelInfo]:
+        return iter(self._rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ModelTable) and self._rows == other._rows
+
+    def __hash__(self) -> int:
+        return hash(self._rows)
+
+    def __str__(self) -> str:
+        if not self:
+            return "no models"
+        lines = [_COLUMNS, *map(_cells, self)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
+                for column, cell, width in zip(_COLUMNS, line, widths, strict=True)
+            ).rstrip()
+            for line in lines
+        )
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>no models</p>"
+        head = "".join(f"<th>{column}</th>" for column in _COLUMNS)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(model)) + "</tr>" for model in self
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cells(model: ModelInfo) -> tuple[str, ...]:
+    return (
+        model.id,
+        model.method,
+        model.arch,
+        model.data,
+        str(model.num_features),
+        f"{model.params / 1e6:.2f} M",
+        f"{model.bytes / 1e6:.1f} MB",
+        model.licence,
+    )
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """The whole table: `models` in the order of the file, `aliases` short name -> id."""
+
+    models: ModelTable
+    aliases: Mapping[str, str]
+
+
+@cache
+def read_table(path: Path) -> Zoo:
+    """Read and check a zoo table; read once per path.
+
+    Raises:
+        ZooTableError: An unknown or missing key, a value of the wrong type, or an alias of nothing.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ZooTableError(f"{path} is not TOML: {error}") from error
+    _reject_unknown(table, {"aliases", "models"}, str(path))
+    models = ModelTable([_read_model(path, id_, row) for id_, row in table.get("models", {}).items()])
+    aliases: dict[str, str] = table.get("aliases", {})
+    ids = {model.id for model in models}
+    for alias, target in aliases.items():
+        if target not in ids:
+            raise ZooTableError(f"{path}: alias {alias!r} points to {target!r}, which is no model of the table.")
+        if alias in ids:
+            raise ZooTableError(f"{path}: alias {alias!r} is also the id of a model. Rename the alias.")
+    return Zoo(models, aliases)
+
+
+def _read_model(path: Path, id_: str, row: dict[str, Any]) -> ModelInfo:
+    where = f'{path}, [models."{id_}"]'
+    types = {field.name: field.type for field in fields(ModelInfo) if field.name != "id"}
+    _reject_unknown(row, set(types), where)
+    if missing := [name for name in types if name not in row]:
+        raise ZooTableError(f"{where}: missing {', '.join(missing)}.")
+    size = row["input_size"]
+    if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int for n in size)):
+        raise ZooTableError(f"{where}: input_size must be [channels, height, width], got {size!r}.")
+    for name, kind in types.items():
+        if kind in (str, int) and type(row[name]) is not kind:
+            raise ZooTableError(
+                f"{where}: {name} must be {'text' if kind is str else 'an integer'}, got {row[name]!r}."
+            )
+    return ModelInfo(id=id_, **{**row, "input_size": tuple(size)})
+
+
+def _reject_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:
+    if unknown := [key for key in table if key not in known]:
+        raise ZooTableError(f"{where}: unknown {', '.join(map(repr, unknown))}. Known: {', '.join(sorted(known))}.")
+
+
+def list_models(
+    *, method: str | None = None, arch: str | None = None, data: str | None = None, licence: str | None = None
+) -> ModelTable:
+    """List the models of the zoo, all of them or those that match every filter.
+
+    Args:
+        method: Keep one pretraining method, such as "byol". Filters are exact, upper and lower case alike.
+        arch: Keep one architecture, such as "resnet50".
+        data: Keep one pretraining set, such as "cifar10".
+        licence: Keep one licence, such as "apache-2.0".
+
+    Raises:
+        ValueError: No model of the zoo has this value; the message names those there are.
+    """
+    models = list(read_table(TABLE).models)
+    kept = models
+    for column, wanted in {"method": method, "arch": arch, "data": data, "licence": licence}.items():
+        if wanted is None:
+            continue
+        values = sorted({getattr(model, column) for model in models})
+        if wanted.lower() not in (value.lower() for value in values):
+            raise ValueError(f"No model has {column}={wanted!r}. There are: {', '.join(values) or 'no models'}.")
+        kept = [model for model in kept if getattr(model, column).lower() == wanted.lower()]
+    return ModelTable(kept)
+
+
+def resolve_alias(name: str) -> str:
+    """Return the id that an alias stands for; any other name as it is."""
+    return read_table(TABLE).aliases.get(name, name)
+
+
+def info(name: str) -> ModelInfo:
+    """Return the row of one model, by id or alias.
+
+    Raises:
+        UnknownModelError: With the nearest ids.
+    """
+    id_ = resolve_alias(name)
+    for model in read_table(TABLE).models:
+        if model.id == id_:
+            return model
+    raise UnknownModelError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    zoo = read_table(TABLE)
+    names = [model.id for model in zoo.models] + list(zoo.aliases)
+    if not names:
+        return f"Unknown model {name!r}: the zoo has no models."
+    ranked = sorted(names, key=lambda known: _likeness(name, known), reverse=True)
+    near = [known for known in ranked if _likeness(name, known) > 0.6][:5]
+    hint = f"Did you mean {', '.join(map(repr, near))}? " if near else ""
+    return f"Unknown model {name!r}. {hint}sslzoo.list_models() shows all {len(zoo.models)}."
+
+
+def _likeness(name: str, known: str) -> float:
+    """0 to 1. A part of an id counts as the id: "byol" or "boyl" should find every byol-*."""
+    name = name.lower()
+    if name and name in known:
+        return 1.0
+    parts = known.split("-")
+    prefixes = ("-".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return max(SequenceMatcher(None, name, prefix).ratio() for prefix in prefixes)
