@@ -282,9 +282,10 @@ class Run:
         return {k: float(v) for k, v in self.accelerator.reduce(scalars, "mean").items()}
 
     def _check(self, loss: Tensor) -> None:
-        if not math.isfinite(float(loss)):
+        value = float(loss.detach())
+        if not math.isfinite(value):
             raise NonFiniteLossError(
-                f"the loss is {float(loss)} at step {self.step} of {self.total}, lr {self._lr(self.step - 1):.4g}. "
+                f"the loss is {value} at step {self.step} of {self.total}, lr {self._lr(self.step - 1):.4g}. "
                 f"Try a smaller lr, a longer warmup_epochs, or precision=no; {self.folder} keeps its last good checkpoint."
             )
 
