@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
@@ -227,7 +227,7 @@ def _errors_name(file: object) -> Iterator[None]:
 
 
 def _reason(error: Exception, name: str) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         empty = Path(name).is_file() and Path(name).stat().st_size == 0
         return "the file is empty" if empty else "not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:

@@ -92,7 +92,7 @@ class Source:
             batch_size: Images a batch.
             start: Where in `order` to begin, in images. What lies before it is not read.
         """
-        batches = order[start:].split(batch_size) if start < len(order) else ()
+        batches = torch.split(order[start:], batch_size) if start < len(order) else ()
         if self._store is not None:
             for index in batches:
                 yield index, self.fetch(index)
@@ -227,13 +227,12 @@ def _load(decoder: _Decoder, faults: dict[int, str], workers: int) -> Batch:
     if array is not None and array.shape[2:] == decoder.stored:
         sizes = torch.tensor(decoder.stored).expand(len(array), 2)
         return Batch(torch.from_numpy(np.array(array, order="C")), sizes.contiguous())
-    # torch.empty and not np.empty: index_select on the store wants a tensor, and the two share memory either way
     images = torch.empty((len(decoder.positions), 3, *decoder.stored), dtype=torch.uint8)
     true_sizes = torch.empty((len(decoder.positions), 2), dtype=torch.int64)
-    slots, sizes_out = images.numpy(), true_sizes.numpy()
+    slots, slot_sizes = images.numpy(), true_sizes.numpy()  # the same memory
 
     def decode(i: int) -> None:
-        sizes_out[i] = decoder.decode_or_next(i, slots[i], faults)
+        slot_sizes[i] = decoder.decode_or_next(i, slots[i], faults)
 
     _run(decode, range(len(decoder.positions)), workers, title="decoding images")
     return Batch(images, true_sizes)
@@ -301,10 +300,10 @@ def _available_memory() -> int:
     except (OSError, StopIteration):  # not Linux
         return 8 * 2**30
     try:
-        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
     except (OSError, ValueError):  # no such group, or "max": no limit
         return free
-    return min(free, limit - used)
+    return min(free, limit)
 
 
 def _as_it_is(batch: T) -> T:
