@@ -311,6 +311,8 @@ def _open_array(array: np.ndarray[Any, Any]) -> ImageSet:
 
 def _stack(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return images of any layout, or one (H, W, C) image, as (N, H, W, C)."""
+    if 0 in array.shape[1:]:
+        raise ValueError(f"Images of shape {array.shape} have no pixels.")
     if array.ndim == 3 and array.shape[-1] in (3, 4):
         return channels_last(array)[None]
     if array.ndim == 3 and array.shape[0] == 3:

@@ -49,7 +49,9 @@ class Source:
         in_memory: Whether all images are held as one tensor.
     """
 
-    def __init__(self, decoder: "_Decoder", faults: dict[int, str], in_memory: bool, workers: int, device: Any) -> None:
+    def __init__(
+        self, decoder: "_Decoder", faults: dict[int, str], in_memory: bool, workers: int, device: str | torch.device
+    ) -> None:
         self.names = [decoder.images.names[i] for i in decoder.positions]
         self.ignored = decoder.images.ignored
         self.in_memory = in_memory
@@ -99,7 +101,7 @@ class Source:
             return
         streamed = DataLoader(
             self._decoder,
-            batch_sampler=[index.tolist() for index in batches],
+            batch_sampler=(index.tolist() for index in batches),
             num_workers=self._workers,
             collate_fn=_as_it_is,
             pin_memory=self._device.type == "cuda",

@@ -61,6 +61,7 @@ def test_camera_orientation_is_applied_once(tmp_path: Path, photo: Image.Image, 
         assert np.array_equal(pixels(to_image(opened)), pixels(image))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
 def test_damaged_exif_does_not_lose_the_picture(tmp_path: Path, photo: Image.Image) -> None:
     photo.save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f")
     assert read_image(tmp_path / "a.jpg").size == photo.size
@@ -163,6 +164,7 @@ def save_bomb(path: Path) -> None:
     path.write_bytes(png)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".bmp", ".tif", ".webp"])
 def test_truncated_files_are_unreadable(tmp_path: Path, photo: Image.Image, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
@@ -354,6 +356,8 @@ def test_arrays(tmp_path: Path) -> None:
         open_images(rgb[0].transpose(2, 0, 1))
     with pytest.raises(ValueError, match=r"\(N, H, W\)"):
         open_images(rgb.reshape(12, -1))
+    with pytest.raises(ValueError, match="no pixels"):
+        open_images(rgb[:, :0])
 
 
 def test_npy_is_memory_mapped_and_pickles_small(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
 import csv
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,7 +153,6 @@ def test_no_list_where_nothing_was_skipped(small: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [ALL_IN_MEMORY, STREAMED])
 @pytest.mark.parametrize("spoil", [truncate, lambda path: path.write_bytes(b"")], ids=["pixels", "headers"])
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_nothing_readable_says_so(small: Path, spoil: Callable[[Path], None], limit: int) -> None:
     for path in small.iterdir():
         spoil(path)
@@ -213,6 +215,17 @@ def test_loading_leaves_the_global_generator_alone(small: Path, limit: int) -> N
     assert len(list(source.loader(torch.arange(10), 4))) == 3
     assert list(source.loader(torch.arange(10), 4, start=10)) == []
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_ctrl_c_leaves_the_workers_to_the_main_process(small: Path) -> None:
+    source = open_source(small, store_size=24, memory_limit=STREAMED, workers=2, device="cpu")
+    batches = source.loader(torch.arange(10).repeat(20), 2)
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(batches)) == 99
 
 
 def test_the_memory_limit_counts_the_stored_bytes(small: Path) -> None:
