@@ -219,7 +219,7 @@ def _open(source: Any, *, own_labels: bool) -> ImageSet:
     if isinstance(source, (str, os.PathLike)):
         return _open_path(Path(source), own_labels)
     if isinstance(source, Tensor):
-        return _open_array(tensor_to_array(source))
+        return _open_array(tensor_to_array(source, stacked=True))
     if isinstance(source, np.ndarray):
         return _open_array(source)
     if isinstance(source, Image.Image):
@@ -263,7 +263,8 @@ def _open_folder(root: Path, own_labels: bool) -> ImageSet:
     if None in tops or not own_labels:
         return ImageSet(None, names, root=root, ignored=ignored)
     if SPLITS.issuperset(top.lower() for top in classes):
-        raise ValueError(f"{root} holds splits, not classes: {', '.join(classes)}. Pass {root / classes[0]}.")
+        split = next((name for name in classes if name.lower().startswith("train")), classes[0])
+        raise ValueError(f"{root} holds splits, not classes: {', '.join(classes)}. Pass {root / split}.")
     code = {top: i for i, top in enumerate(classes)}
     labels = np.array([code[top] for top in tops if top is not None], dtype=np.int64)
     return ImageSet(None, names, labels=labels, classes=classes, root=root, ignored=ignored)

@@ -10,7 +10,7 @@ depend on when the damage is found. Both are listed in `skipped`.
 import csv
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -264,12 +264,10 @@ def _run(work: Callable[[int], None], indices: range, threads: int, title: str |
     chunk = max(1, min(256, len(indices) // (4 * max(threads, 1))))
     chunks = [indices[i : i + chunk] for i in range(0, len(indices), chunk)]
 
-    def work_through(part: Iterable[int]) -> int:
-        count = 0
+    def work_through(part: range) -> int:
         for i in part:
             work(i)
-            count += 1
-        return count
+        return len(part)
 
     # disable=None: no bar where stderr is not a terminal
     with (
