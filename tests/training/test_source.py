@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from sslzoo_training.source import Batch, Source, open_source
 
 from sslzoo.data import EmptyDatasetError, open_images
+from sslzoo_training.source import Batch, Source, open_source
 
 ALL_IN_MEMORY = 2**30
 STREAMED = 0
