@@ -34,7 +34,7 @@ def predict(train: Tensor, labels: Tensor, classes: int, k: int, features: Tenso
     """Class numbers (N,) of `features` (N, D), by vote of the k nearest of `train` (M, D) with `labels` (M,)."""
     bank = nn.functional.normalize(train, dim=1)
     predictions = []
-    for part in features.split(BATCH):
+    for part in features.split(BATCH):  # type: ignore[no-untyped-call]
         cosine, neighbour = (nn.functional.normalize(part, dim=1) @ bank.T).topk(k, dim=1)
         votes = torch.zeros(len(part), classes, device=part.device)
         votes.scatter_add_(1, labels[neighbour], ((cosine - 1) / TEMPERATURE).exp())

@@ -72,7 +72,7 @@ def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """
     mask = torch.zeros_like(labels, dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
-    for label in labels.unique().tolist():
+    for label in labels.unique().tolist():  # type: ignore[no-untyped-call]
         members = (labels == label).nonzero()[:, 0]
         count = max(round(fraction * len(members)), int(len(members) > 1))
         mask[members[torch.randperm(len(members), generator=generator)[:count].to(labels.device)]] = True
@@ -128,5 +128,5 @@ class LogisticRegression:
             loss.backward()  # type: ignore[no-untyped-call]
             return float(loss.detach())
 
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
         return Linear(self.mean, self.std, (to_weight @ v).detach(), bias.detach())
