@@ -125,8 +125,8 @@ class LogisticRegression:
             weight = to_weight @ v
             loss = nn.functional.cross_entropy(self.x @ weight + bias, self.y)
             loss = loss + weight_decay / 2 * weight.square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return float(loss.detach())
 
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
         return Linear(self.mean, self.std, (to_weight @ v).detach(), bias.detach())

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -111,11 +112,11 @@ def measure(
     """
     train, test = data_splits
     classes = len(train.classes or ())
-    how = {"seed": seed, "device": device, "workers": workers}
-    training = Split(features(subject, train, views=views, **how), _labels(train, device), classes)
+    extract = partial(features, subject, seed=seed, device=device, workers=workers)
+    training = Split(extract(train, views=views), _labels(train, device), classes)
     predict, chosen = fit(training, seed)
     wanted = _labels(test, device)
-    right = predict(features(subject, test, views=0, **how)[:, 0]) == wanted
+    right = predict(extract(test, views=0)[:, 0]) == wanted
     settings = ({"views": views} if views else {}) | dict(chosen)
     return results.Result(
         model=subject.name, protocol=protocol, data=data, metric="top1", value=round(float(right.double().mean()), 4),
