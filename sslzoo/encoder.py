@@ -27,10 +27,8 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "resnet18quarter": ("resnet18", {"channels": [16, 32, 64, 128], "stem_type": "deep", "stem_width": 8}),
 }
 # Arguments of timm.create_model that would load other weights (a pickle, even) or make another kind of network.
-_RESERVED = {
-    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
-    *("num_classes", "features_only"),
-}
+_RESERVED = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+_RESERVED |= {"num_classes", "features_only"}
 # Mean and std by number of channels, for pixels in [0, 1]. Grey: the means over ImageNet's three.
 _NORMALISATION = {
     1: ([0.449], [0.226]),
@@ -229,6 +227,8 @@ def create(arch: str, *, seed: int | None = None, image_size: int | None = None,
     Raises:
         ValueError: timm has no such architecture; names the nearest.
     """
+    if "img_size" in model_args:
+        raise ValueError("img_size is timm's word for what is image_size here: pass image_size, it sets both.")
     name, defaults = architecture(arch)
     args = {**defaults, **model_args}
     pretrained_cfg = _pretrained_cfg(name, args, image_size)

@@ -102,6 +102,8 @@ def test_unknown_architecture_names_the_nearest(arch: str, message: str) -> None
 def test_arguments_that_make_no_encoder_are_refused(args: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(args))} cannot be an argument"):
         sslzoo.create("resnet18", **args)
+    with pytest.raises(ValueError, match="pass image_size"):
+        sslzoo.create("vit_tiny_patch16_224", img_size=96)
     with pytest.raises(ValueError, match="in_chans must be 1"):
         sslzoo.create("resnet18", in_chans=4)
 
@@ -231,7 +233,7 @@ def test_output_stride_copies_the_weights_and_keeps_the_dtype(encoders: dict[str
 def test_networks_that_cannot_be_dilated_say_so(encoders: dict[str, sslzoo.Encoder]) -> None:
     # without its stride, a stage that does not widen loses the convolution beside it
     narrow = sslzoo.create("resnet50", seed=0, channels=[8, 16, 16, 32])
-    with pytest.raises(ValueError, match=r"resnet50 has no output stride 8 in timm .*layer3.0.downsample"):
+    with pytest.raises(ValueError, match=r"(?s)resnet50 has no output stride 8 in timm .*layer3.0.downsample"):
         narrow.with_output_stride(8)
     for arch, stride in (("vgg11_bn", 8), ("vit_tiny_patch16_224", 8), ("resnet18quarter", 7)):
         with pytest.raises(ValueError, match=f"{arch} has no output stride {stride} in timm"):
