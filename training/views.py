@@ -63,7 +63,7 @@ def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     B, C, H, W = images.shape
     h, w = rows.shape[1], columns.shape[1]
     # with the channels inside the rows each step is one product of two matrices per image
-    x = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format).view(B, H * C, W)
+    x = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format).reshape(B, H * C, W)
     x = torch.bmm(x, columns.transpose(1, 2)).view(B, H, C * w)
     return torch.bmm(rows, x).view(B, h, C, w).transpose(1, 2).contiguous()
 
