@@ -12,10 +12,10 @@ def commit(folder: Path, *, ignore: str | None = None) -> str:
         ignore: A path below `folder` whose changes do not count.
 
     Returns:
-        Such as "1a2b3c4", with "+" if tracked files differ from it; "" outside a checkout or without git.
+        Such as "1a2b3c4", with "+" if tracked files differ from it; "" without git or where nothing is tracked.
     """
     head = _git(folder, "rev-parse", "--short", "HEAD")
-    if not head:
+    if not head or not _git(folder, "ls-files", "."):  # site-packages may lie inside somebody else's checkout
         return ""
     but = [f":(exclude,top){_top_relative(folder, ignore)}"] if ignore else []
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", *but)

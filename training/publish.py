@@ -152,14 +152,14 @@ def publish(
         PublishError: No checkout, an unfinished run, or an id that says something else than the run.
         sslzoo.weights.WeightsError: The run's files are damaged.
     """
+    recipe, facts = _finished(run)
+    if id_ != (wanted := f"{recipe['method']}-{recipe['arch']}-{data}"):
+        raise PublishError(f"the id of this run is {wanted}, got {id_}: an id is method-arch-data.")
     table = root / "sslzoo" / "zoo.toml"
     if not (root / "pyproject.toml").is_file() or not table.is_file():
         raise PublishError(
             f"{root} is no checkout of sslzoo: publishing writes into its source tree. Run it in a clone."
         )
-    recipe, facts = _finished(run)
-    if id_ != (wanted := f"{recipe['method']}-{recipe['arch']}-{data}"):
-        raise PublishError(f"the id of this run is {wanted}, got {id_}: an id is method-arch-data.")
     encoder = load(run)
     folder = root / "sslzoo" / "bundled" / id_
     config = trained_config(encoder.config, recipe, data, facts)

@@ -35,9 +35,8 @@ summary = "S."
 
 
 def test_cards_and_readme_of_this_checkout_are_fresh():
-    if not (cards.CHECKOUT / "pyproject.toml").is_file():
-        pytest.skip("installed without its source tree")
-    stale = [str(path.relative_to(cards.CHECKOUT)) for path in stale_files(cards.CHECKOUT)]
+    checkout = Path(__file__).parents[2]  # not `cards.CHECKOUT`: the package may be installed elsewhere
+    stale = [str(path.relative_to(checkout)) for path in stale_files(checkout)]
     assert not stale, f"stale: {', '.join(stale)}. Run: python -m sslzoo_evaluations cards"
 
 

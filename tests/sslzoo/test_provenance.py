@@ -38,6 +38,14 @@ def test_changed_files_show_unless_they_do_not_count(checkout):
     assert commit(folder / "part", ignore="results.csv") == f"{head}+"
 
 
+def test_a_package_installed_inside_a_checkout_is_not_its_code(checkout):
+    folder, _ = checkout
+    installed = folder / ".venv" / "site-packages"
+    installed.mkdir(parents=True)
+    (installed / "code.py").touch()
+    assert commit(installed) == ""
+
+
 def test_outside_a_checkout_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit(tmp_path) == ""
