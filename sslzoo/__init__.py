@@ -14,7 +14,7 @@ _MODULES = {
     "load": "encoder",
     "embed": "features",
     "embed_to_file": "features",
-    "read_features": "features",
+    "read_features": "feature_files",
     "EncoderFeatures": "probes",
     "probe": "probes",
     "ModelInfo": "zoo",
@@ -27,9 +27,9 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from sslzoo.encoder import Encoder as Encoder
     from sslzoo.encoder import create as create
     from sslzoo.encoder import load as load
+    from sslzoo.feature_files import read_features as read_features
     from sslzoo.features import embed as embed
     from sslzoo.features import embed_to_file as embed_to_file
-    from sslzoo.features import read_features as read_features
     from sslzoo.probes import EncoderFeatures as EncoderFeatures
     from sslzoo.probes import probe as probe
     from sslzoo.zoo import ModelInfo as ModelInfo

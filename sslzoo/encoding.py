@@ -25,13 +25,11 @@ class Batch:
     """Features of the images of one batch that can be read.
 
     Attributes:
-        first: Position in the set of the first image, readable or not.
         index: (b,) positions of the readable ones.
         features: (b, D) float32.
         skipped: Position of each of the others, and what is wrong with it.
     """
 
-    first: int
     index: Positions
     features: Array
     skipped: list[tuple[int, str]]
@@ -83,8 +81,7 @@ def encode(
                 with torch.inference_mode():
                     features = encoder(inputs).float().cpu().numpy()
             bar.update(len(index) + len(skipped))
-            first = min([*index[:1], *(position for position, _ in skipped[:1])])
-            yield Batch(first, np.array(index, dtype=np.int64), features, skipped)
+            yield Batch(np.array(index, dtype=np.int64), features, skipped)
 
 
 _Sample = tuple[int, Tensor | str]  # position in the set, and the input or the reason why there is none

@@ -12,14 +12,14 @@ import shutil
 from collections.abc import Sized
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from sslzoo.data import EmptyDatasetError, ImageSet, UnreadableImageError, open_images
 from sslzoo.encoding import Array, Batch, Positions, cut, encode
@@ -165,7 +165,7 @@ def embed_to_file(
     images = open_images(source)
     folder = out.with_name(f"{out.name}.partial")
     files = [folder / f"{i:08d}.npz" for i in range(-(-len(images) // chunk))]
-    launch = _launch()
+    launch = _launch(device)
     rank, world = (launch.process_index, launch.num_processes) if launch else (0, 1)
     n_resumed = 0
     if rank == 0:
@@ -186,12 +186,15 @@ def embed_to_file(
     return report[0]
 
 
-def _launch() -> PartialState | None:
+def _launch(device: torch.device | str | None) -> PartialState | None:
     """The processes that a launcher started, or None for one alone.
 
     accelerate's state is one a process and fixes the device of every later `Accelerator`: not without need.
     """
-    return PartialState() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    return PartialState(cpu=wants_cpu if device is None else torch.device(device).type == "cpu")
 
 
 def _workers(n_images: int, batch_size: int, world: int) -> int:
@@ -267,8 +270,8 @@ def _encode_chunks(
     total = sum(map(len, positions))
     loop = encode(encoder, images, runs, total=total, num_workers=num_workers, device=device, progress=progress)
     with closing(loop) as batches:
-        for i, group in groupby(batches, key=lambda batch: batch.first // chunk):
-            _write_chunk(files[i], list(group))
+        for file, part in zip(files.values(), positions, strict=True):
+            _write_chunk(file, list(islice(batches, -(-len(part) // batch_size))))
 
 
 def _write_chunk(path: Path, batches: list[Batch]) -> None:
