@@ -59,6 +59,30 @@ def pretrain(
             raise typer.Exit(128 + outcome.signal)
 
 
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    id_: Annotated[str, typer.Option("--id", help="Its id in the zoo: method-arch-data.")] = ...,  # type: ignore[assignment]
+    data_name: Annotated[str, typer.Option(help="Name of the data set, such as cifar10.")] = ...,  # type: ignore[assignment]
+    licence: Annotated[str, typer.Option(help="SPDX identifier, of the weights.")] = "apache-2.0",
+    hardware: Annotated[str | None, typer.Option(help="What it was trained on, if the run knows less.")] = None,
+    summary: Annotated[str | None, typer.Option(help="One sentence about it.")] = None,
+) -> None:
+    """Bundle a finished run with the package: in a checkout, for its maintainers."""
+    from sslzoo.weights import WeightsError
+    from sslzoo.zoo import ZooTableError
+
+    from .publish import PublishError
+    from .publish import publish as bundle
+
+    try:
+        info = bundle(run, id_, data=data_name, licence=licence, hardware=hardware, summary=summary)
+    except (PublishError, WeightsError, ZooTableError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    print(f"{info}\n\nbundled. Commit it, then: python -m sslzoo_evaluations linear {id_} --data FOLDER")
+
+
 def parse_duration(text: str) -> float:
     """Seconds of "9m", "1h30m", "45s" or "540".
 
