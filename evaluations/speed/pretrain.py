@@ -8,8 +8,8 @@ its float32 form, which is the documented one.
 
 Each measurement is two processes: an epoch of all images and an epoch of one batch of them. The difference is what the
 other images cost: reading and decoding the files, augmenting, stepping. Start-up, the first step's warm-up, the writing
-of checkpoint and encoder are in both and drop out. One epoch is the case least good for ours, which decodes a file once
-a run where the other decodes it once an epoch. Looking at the features after each epoch is off: lightly has no such thing.
+of checkpoint and encoder are in both and drop out. One epoch is the case least good for ours, which decodes each file
+once a run; the other does so once an epoch. Looking at the features after each epoch is off: lightly has no such thing.
 
 The share of augmentation comes from a run of ours under cProfile with the CPU clock, as a difference in the same way.
 """
