@@ -20,8 +20,8 @@ from lightly.models.modules import (
     SimSiamProjectionHead,
 )
 from lightly.models.utils import deactivate_requires_grad, update_momentum
-from lightly.transforms import BYOLTransform, SimSiamTransform
-from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
+from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+from lightly.transforms.simsiam_transform import SimSiamTransform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -72,7 +72,7 @@ def _backbone() -> nn.Module:
 
 def train(method: str, data: str, *, batch_size: int, workers: int, bf16: bool) -> None:
     """One epoch."""
-    model: BYOL | SimSiam = {"byol": BYOL, "simsiam": SimSiam}[method]()
+    model = BYOL() if method == "byol" else SimSiam()
     layout = torch.channels_last if bf16 else torch.contiguous_format
     model.to(memory_format=layout)
     loader = DataLoader(
