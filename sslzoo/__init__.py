@@ -12,6 +12,9 @@ _MODULES = {
     "Encoder": "encoder",
     "create": "encoder",
     "load": "encoder",
+    "embed": "features",
+    "EncoderFeatures": "probes",
+    "probe": "probes",
     "ModelInfo": "zoo",
     "info": "zoo",
     "list_models": "zoo",
@@ -22,6 +25,9 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from sslzoo.encoder import Encoder as Encoder
     from sslzoo.encoder import create as create
     from sslzoo.encoder import load as load
+    from sslzoo.features import embed as embed
+    from sslzoo.probes import EncoderFeatures as EncoderFeatures
+    from sslzoo.probes import probe as probe
     from sslzoo.zoo import ModelInfo as ModelInfo
     from sslzoo.zoo import info as info
     from sslzoo.zoo import list_models as list_models

@@ -7,7 +7,8 @@ images[0], images.names[0], images.labels, images.classes
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
@@ -37,7 +38,12 @@ __all__ = [
     "to_image",
 ]
 
-IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
+# fmt: off
+IMAGE_SUFFIXES = frozenset([
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tif", ".tiff", ".webp",
+])
+# fmt: on
 IMAGE_KEYS = ("images", "x", "X", "data")
 LABEL_KEYS = ("labels", "y", "targets")
 SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "unlabeled", "unlabelled"])
@@ -99,7 +105,7 @@ class ImageSet:
         """Read image `i` and its (height, width); see `images.read_sized` for `min_size`."""
         item = self._item(i)
         try:
-            if isinstance(item, (Path, BytesIO)):
+            if isinstance(item, (str, BytesIO)):
                 return read_sized(item, min_size)
             image = to_image(item)
         except UnreadableImageError as error:
@@ -114,7 +120,7 @@ class ImageSet:
         """
         item = self._item(i)
         try:
-            if isinstance(item, (Path, BytesIO, Image.Image)):
+            if isinstance(item, (str, BytesIO, Image.Image)):
                 return image_size(item)
             array = channels_last(tensor_to_array(item) if isinstance(item, Tensor) else item)
         except UnreadableImageError as error:
@@ -143,13 +149,12 @@ class ImageSet:
         return np.moveaxis(rgb, -1, 1)
 
     def _item(self, i: int) -> Any:
+        """Return what image `i` is made from: a path (str), the bytes of a file, or an image in memory."""
         if self._items is None:
-            return Path(self.root or "", self.names[i])
+            return f"{self.root}/{self.names[i]}"
         item = self._items[self._positions[i]]
-        if isinstance(item, str):
-            return Path(item)
         if isinstance(item, dict):  # a Hugging Face image that is not decoded yet
-            return Path(item["path"]) if item["bytes"] is None else BytesIO(item["bytes"])
+            return item["path"] if item["bytes"] is None else BytesIO(item["bytes"])
         return item
 
 
@@ -214,7 +219,7 @@ def _open(source: Any, *, own_labels: bool) -> ImageSet:
     if isinstance(source, (str, os.PathLike)):
         return _open_path(Path(source), own_labels)
     if isinstance(source, Tensor):
-        return _open_array(tensor_to_array(source))
+        return _open_array(tensor_to_array(source, stacked=True))
     if isinstance(source, np.ndarray):
         return _open_array(source)
     if isinstance(source, Image.Image):
@@ -232,7 +237,7 @@ def _open(source: Any, *, own_labels: bool) -> ImageSet:
 
 def _open_path(path: Path, own_labels: bool) -> ImageSet:
     if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _open_hf(_load_from_disk(path), own_labels, folder=path)
         return _open_folder(path, own_labels)
     if not path.exists():
@@ -258,7 +263,8 @@ def _open_folder(root: Path, own_labels: bool) -> ImageSet:
     if None in tops or not own_labels:
         return ImageSet(None, names, root=root, ignored=ignored)
     if SPLITS.issuperset(top.lower() for top in classes):
-        raise ValueError(f"{root} holds splits, not classes: {', '.join(classes)}. Pass {root / classes[0]}.")
+        split = next((name for name in classes if name.lower().startswith("train")), classes[0])
+        raise ValueError(f"{root} holds splits, not classes: {', '.join(classes)}. Pass {root / split}.")
     code = {top: i for i, top in enumerate(classes)}
     labels = np.array([code[top] for top in tops if top is not None], dtype=np.int64)
     return ImageSet(None, names, labels=labels, classes=classes, root=root, ignored=ignored)
@@ -300,49 +306,51 @@ def _natural(name: str) -> tuple[list[str | int], str]:
 
 
 def _open_array(array: np.ndarray[Any, Any]) -> ImageSet:
+    rows = _Rows(_stack(array))
+    return ImageSet(rows, _numbers(len(rows)))
+
+
+def _stack(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return images of any layout, or one (H, W, C) image, as (N, H, W, C)."""
+    if 0 in array.shape[1:]:
+        raise ValueError(f"Images of shape {array.shape} have no pixels.")
     if array.ndim == 3 and array.shape[-1] in (3, 4):
-        array = array[None]  # one (H, W, C) image
-    elif array.ndim == 3 and array.shape[0] in (3, 4):
+        return channels_last(array)[None]
+    if array.ndim == 3 and array.shape[0] == 3:
         raise ValueError(
-            f"An array of shape {array.shape} may be one (C, H, W) image or {array.shape[0]} grey ones. "
+            f"An array of shape {array.shape} may be one (C, H, W) image or three grey ones. "
             "Pass array[None] or array[..., None]."
         )
-    rows = channels_last(array, stacked=True)
-    return ImageSet(_Rows(rows), _numbers(len(rows)))
+    return channels_last(array, stacked=True)
 
 
 def _npy_rows(path: Path) -> _Rows:
-    array = _load_numpy(path)
-    if array.ndim not in (3, 4):
-        raise ValueError(f"Expected (N, H, W), (N, H, W, C) or (N, C, H, W) in {path}, got shape {array.shape}.")
-    return _Rows(channels_last(array, stacked=True), path)
+    with _naming(path):
+        return _Rows(_stack(np.load(path, mmap_mode="r", allow_pickle=False)), path)
 
 
 def _open_npz(path: Path, own_labels: bool) -> ImageSet:
-    with _load_numpy(path) as archive:
+    with _naming(path), np.load(path, allow_pickle=False) as archive:
         key = _find(IMAGE_KEYS, archive.files)
         if key is None:
-            raise ValueError(f"No images in {path}: looked for {', '.join(IMAGE_KEYS)}; it has {archive.files}.")
-        label_key = _find(LABEL_KEYS, archive.files) if own_labels else None
-        try:
-            images = _open_array(archive[key])
-            labels = None if label_key is None else archive[label_key]
-        except ValueError as error:
-            raise ValueError(f"Cannot take images from {path}: {error}") from error
-    if labels is not None:
-        images.labels, images.classes = _encode(labels, len(images))
-    return images
+            raise ValueError(f"looked for the keys {', '.join(IMAGE_KEYS)}, it has {', '.join(archive.files)}.")
+        images = _open_array(archive[key])
+        label_key = _find(LABEL_KEYS, archive.files)
+        if own_labels and label_key is not None:
+            images.labels, images.classes = _encode(archive[label_key], len(images))
+        return images
 
 
-def _load_numpy(path: Path) -> Any:
-    """Open .npy (memory-mapped) or .npz. Pickled objects are refused: unpickling runs code from the file."""
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in the errors of NumPy and of this module."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(
-            f"Cannot read {path} as plain numbers ({error}). If it holds Python objects, save the images again as one "
-            "array: np.save(file, np.stack(images))."
-        ) from error
+        yield
+    except (TypeError, ValueError, EOFError, BadZipFile) as error:
+        # unpickling would run code from the file
+        pickled = "pickle" in str(error) or "Python objects" in str(error)
+        hint = " Python objects are never read: save np.stack(images) instead." if pickled else ""
+        raise ValueError(f"Cannot take images from {path}: {error}{hint}") from error
 
 
 def _open_list(items: Sequence[Any]) -> ImageSet:

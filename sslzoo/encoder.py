@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from PIL import Image
@@ -25,6 +26,11 @@ from sslzoo.transforms import eval_transform
 # and would cost 1.7 times the rest of a thin network; the deep stem (three 3×3 convolutions) can be thin as well.
 VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "resnet18quarter": ("resnet18", {"channels": [16, 32, 64, 128], "stem_type": "deep", "stem_width": 8}),
+}
+# Arguments of timm.create_model that would load other weights (a pickle, even) or make another kind of network.
+_RESERVED = {
+    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
+    *("num_classes", "features_only"),
 }
 # Mean and std by number of channels, for pixels in [0, 1]. Grey: the means over ImageNet's three.
 _NORMALISATION = {
@@ -96,9 +102,9 @@ class Encoder(nn.Module):
             Features (B, D).
 
         Raises:
-            ValueError: Images of another size than the one size this network takes.
+            ValueError: Images of another shape or type, or of another size where the network takes one only.
         """
-        self._check_size(images)
+        self._check(images)
         if self._mean_of_maps:
             return self.model.forward_features(images).mean((2, 3))  # type: ignore[operator]
         return self.model(images)
@@ -120,10 +126,15 @@ class Encoder(nn.Module):
         """
         if not self._indices:
             raise ValueError(f"timm's {self.arch} gives no feature maps, only features: call the encoder itself.")
-        self._check_size(images)
+        self._check(images)
         return self.model.forward_intermediates(images, indices=self._indices, intermediates_only=True)  # type: ignore[operator]
 
-    def _check_size(self, images: Tensor) -> None:
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != self.input_size[0] or not images.is_floating_point():
+            raise ValueError(
+                f"{self.arch} takes normalised float images (B, {self.input_size[0]}, H, W), got {images.dtype} of shape "
+                f"{tuple(images.shape)}. encoder.transform makes one image of that kind from a PIL image."
+            )
         args = self.config["model_args"]
         if not self.config["pretrained_cfg"].get("fixed_input_size"):
             return
@@ -159,6 +170,14 @@ class Encoder(nn.Module):
             ) from error
         network.load_state_dict(self.model.state_dict())
         return Encoder(network, config).to(next(self.parameters()))
+
+    def embed(
+        self, images: Any, *, batch_size: int = 64, num_workers: int = 0, progress: bool = False
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the features (N, D) of a folder, paths, PIL images, arrays or tensors: see `sslzoo.embed`."""
+        from sslzoo.features import embed  # an encoder needs no data loading
+
+        return embed(self, images, batch_size=batch_size, num_workers=num_workers, progress=progress)
 
     def save_pretrained(self, folder: str | Path, card: str | None = None, *, half: bool = False) -> None:
         """Save config.json, model.safetensors and, if a card is given, README.md.
@@ -221,10 +240,6 @@ def create(arch: str, *, seed: int | None = None, image_size: int | None = None,
     """
     name, defaults = architecture(arch)
     args = {**defaults, **model_args}
-    if reserved := {"num_classes", "features_only", "pretrained", "pretrained_cfg"} & set(args):
-        raise ValueError(
-            f"An encoder has no classifier and random weights: {', '.join(sorted(reserved))} cannot be set."
-        )
     pretrained_cfg = _pretrained_cfg(name, args, image_size)
     if pretrained_cfg["fixed_input_size"]:
         args.setdefault("img_size", pretrained_cfg["input_size"][-1])  # transformers reads it nowhere else
@@ -290,6 +305,10 @@ def _network(name: str, pretrained_cfg: Mapping[str, Any], args: Mapping[str, An
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _network(name, pretrained_cfg, args, None)
+    if reserved := sorted(_RESERVED & set(args)):
+        raise ValueError(f"{', '.join(reserved)} cannot be an argument of the network of an encoder.")
+    if not timm.is_model(name):  # else timm takes "hf-hub:…" and "local-dir:…", and fetches them
+        raise ValueError(f"timm has no architecture {name!r}.")
     return timm.create_model(name, pretrained=False, pretrained_cfg=dict(pretrained_cfg), num_classes=0, **args)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
@@ -140,12 +140,13 @@ def channels_last(array: np.ndarray[Any, Any], *, stacked: bool = False) -> np.n
     )
 
 
-def tensor_to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Return a tensor as an array; (..., C, H, W), torch's order, becomes (..., H, W, C) even where both would fit."""
+def tensor_to_array(tensor: Tensor, *, stacked: bool = False) -> np.ndarray[Any, Any]:
+    """Return a tensor as an array, (C, H, W) as (H, W, C): torch's order is assumed even where both would fit."""
     if tensor.is_floating_point():
         tensor = tensor.float()  # NumPy has no bfloat16
     array: np.ndarray[Any, Any] = tensor.detach().cpu().numpy()
-    return np.moveaxis(array, -3, -1) if array.ndim >= 3 and array.shape[-3] in CHANNELS else array
+    channels_first = array.ndim == 3 + stacked and array.shape[-3] in CHANNELS
+    return np.moveaxis(array, -3, -1) if channels_first else array
 
 
 def _array_to_image(array: np.ndarray[Any, Any]) -> Image.Image:
@@ -227,7 +228,7 @@ def _errors_name(file: object) -> Iterator[None]:
 
 
 def _reason(error: Exception, name: str) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         empty = Path(name).is_file() and Path(name).stat().st_size == 0
         return "the file is empty" if empty else "not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:

@@ -52,7 +52,7 @@ def locate(name_or_folder: str | Path) -> Path:
                 raise zoo.UnknownModelError(f"{error} There is no folder {text!r} either.") from None
     if not folder.is_dir():
         raise WeightsError(
-            f"There is no folder {text!r}. This version loads zoo ids (see sslzoo.list_models()) and local folders, "
+            f"There is no folder or zoo id {text!r}. This version loads zoo ids (see sslzoo.list_models()) and local folders, "
             "not repositories of the Hugging Face Hub."
         )
     for name in (CONFIG, WEIGHTS):
@@ -100,15 +100,19 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} must hold an object, got {type(config).__name__}.")
     if missing := [key for key in ("architecture", "num_classes", "pretrained_cfg") if config.get(key) is None]:
         raise WeightsError(f"{path} lacks {', '.join(missing)}. It needs timm's schema, as save_pretrained writes it.")
-    if not isinstance(config["pretrained_cfg"], dict) or len(config["pretrained_cfg"].get("input_size") or ()) != 3:
-        raise WeightsError(f"{path} lacks pretrained_cfg.input_size: [channels, height, width].")
+    for key in ("pretrained_cfg", "model_args", "sslzoo"):
+        config[key] = config.get(key) or {}  # transformers writes "model_args": null
+        if not isinstance(config[key], dict):
+            raise WeightsError(f"{path}: {key} must be an object, got {config[key]!r}.")
+    size = config["pretrained_cfg"].get("input_size")
+    if not (isinstance(size, list) and len(size) == 3):
+        raise WeightsError(f"{path}: pretrained_cfg.input_size must be [channels, height, width], got {size!r}.")
     if config["num_classes"] != 0:
         raise WeightsError(f"{path}: num_classes is {config['num_classes']}, an encoder has 0: this is a classifier.")
-    schema = (config.get("sslzoo") or {}).get("schema", SCHEMA)
+    schema = config["sslzoo"].get("schema", SCHEMA)
     if schema != SCHEMA:
         raise WeightsError(f"{path} has schema {schema}, this sslzoo reads {SCHEMA}. Update sslzoo.")
-    # transformers writes null here; timm 1.0.31 puts num_classes in, a second time
-    config["model_args"] = {k: v for k, v in (config.get("model_args") or {}).items() if k != "num_classes"}
+    config["model_args"].pop("num_classes", None)  # timm 1.0.31 puts it in, a second time
     return config
 
 

@@ -44,8 +44,14 @@ class _SyncBatchNorm(nn.Module):
     Same parameter and buffer names as the layer it replaces, so that checkpoints fit both ways.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
+        if norm.momentum is None or not norm.track_running_stats:
+            raise ValueError(f"several processes need batch norm with running statistics and a momentum, got {norm}.")
         self.eps, self.momentum = norm.eps, norm.momentum
         self.weight, self.bias = norm.weight, norm.bias
         for name in ("running_mean", "running_var", "num_batches_tracked"):
@@ -55,19 +61,22 @@ class _SyncBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C) or (B, C, H, W), any floating type."""
-        mean, var = self._global_statistics(x.float()) if self.training else (self.running_mean, self.running_var)
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        y = (x.float() - mean.view(shape)) * torch.rsqrt(var + self.eps).view(shape)
+        if self.training:
+            mean, var = self._global_statistics(x.float())
+        else:
+            mean, var = self.running_mean, self.running_var
+        y = (x.float() - _per_channel(mean, x)) * _per_channel(torch.rsqrt(var + self.eps), x)
         if self.weight is not None:
-            y = y * self.weight.view(shape) + self.bias.view(shape)
-        return self.act(self.drop(y.to(x.dtype)))
+            y = y * _per_channel(self.weight, x) + _per_channel(self.bias, x)
+        y = self.act(self.drop(y.to(x.dtype)))
+        assert isinstance(y, Tensor)
+        return y
 
     def _global_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         dims = [d for d in range(x.ndim) if d != 1]
         count = x.numel() // x.shape[1] * torch.distributed.get_world_size()  # every process has an equal share
-        mean = torch.distributed.nn.all_reduce(x.sum(dims)) / count
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        var = torch.distributed.nn.all_reduce((x - mean.view(shape)).square().sum(dims)) / count
+        mean = _sum_over_processes(x.sum(dims)) / count
+        var = _sum_over_processes((x - _per_channel(mean, x)).square().sum(dims)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
@@ -75,12 +84,23 @@ class _SyncBatchNorm(nn.Module):
         return mean, var
 
 
-def sync_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
-    """Give every batch norm inside `module` the statistics of the global batch, over all processes."""
-    if device.type == "cuda":
-        return timm.layers.convert_sync_batchnorm(module)
-    if isinstance(module, _BatchNorm):
-        return _SyncBatchNorm(module)
+def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
+    """(C,) shaped to broadcast over (B, C, ...)."""
+    return vector.view(1, -1, *[1] * (like.ndim - 2))
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    """Sum of every process's x, with its gradient."""
+    total: Tensor = torch.distributed.nn.all_reduce(x)  # type: ignore[no-untyped-call]
+    return total
+
+
+def sync_batchnorm(module: nn.Module, device: torch.device) -> None:
+    """Give every batch norm inside `module` the statistics of the global batch over all processes, in place."""
     for name, child in module.named_children():
-        setattr(module, name, sync_batchnorm(child, device))
-    return module
+        if not isinstance(child, _BatchNorm):
+            sync_batchnorm(child, device)
+        elif device.type == "cuda":
+            setattr(module, name, timm.layers.convert_sync_batchnorm(child))
+        else:
+            setattr(module, name, _SyncBatchNorm(child))

@@ -96,8 +96,8 @@ def pretrain(
     )
     watch = Watch(run.folder, run.source, monitor, run.accelerator.device, main=run.main, tensorboard=tensorboard)
     with _signals() as received:
-        late = (lambda: False) if time_limit is None else (lambda: time.monotonic() - started > time_limit)
-        run.train(watch, lambda: bool(received) or late(), progress=progress)
+        deadline = math.inf if time_limit is None else started + time_limit
+        run.train(watch, lambda: bool(received) or time.monotonic() > deadline, progress=progress)
     finished = run.step == run.total
     if finished:
         run.finish()
@@ -173,13 +173,11 @@ class Run:
         torch.manual_seed(settings.seed)
         encoder = create(settings.arch, seed=settings.seed, image_size=settings.image_size)
         self.config = encoder.config
-        method: nn.Module = find_method(self.plan.method)(encoder.model.train(), **self.plan.method_settings)
+        self.method = find_method(self.plan.method)(encoder.model.train(), **self.plan.method_settings)
         if self.accelerator.num_processes > 1:
-            method = sync_batchnorm(method, self.accelerator.device)
-        method = method.to(self.accelerator.device, memory_format=torch.channels_last)
-        assert isinstance(method, Method)
-        self.method = method
-        self.model, self.optimizer = self.accelerator.prepare(method, make_optimizer(method, settings))
+            sync_batchnorm(self.method, self.accelerator.device)
+        self.method.to(self.accelerator.device).to(memory_format=torch.channels_last)
+        self.model, self.optimizer = self.accelerator.prepare(self.method, make_optimizer(self.method, settings))
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["images"] != len(self.source):
@@ -286,7 +284,8 @@ class Run:
         if not math.isfinite(value):
             raise NonFiniteLossError(
                 f"the loss is {value} at step {self.step} of {self.total}, lr {self._lr(self.step - 1):.4g}. "
-                f"Try a smaller lr, a longer warmup_epochs, or precision=no; {self.folder} keeps its last good checkpoint."
+                f"Try a smaller lr, a longer warmup_epochs, or precision=no; "
+                f"{self.folder} keeps its last good checkpoint."
             )
 
     def _agree(self, stop: bool) -> bool:

@@ -16,16 +16,22 @@ from . import methods
 from .views import View
 
 
+class Backbone(nn.Module):
+    """What methods train, for the type checker: a timm network without classifier, (B, 3, H, W) -> (B, D)."""
+
+    num_features: int
+
+
 class Method(nn.Module):
     """A pretraining method around an encoder. Inherit once, never to share code: shared code is a function in `blocks`.
 
     Attributes:
-        encoder: The network being trained, images (B, 3, H, W) -> features (B, D) with D = `encoder.num_features`.
+        encoder: The network being trained.
         VIEWS: One entry for each random view of an image that `forward` takes, with the paper's augmentation.
     """
 
     VIEWS: ClassVar[tuple[View, ...]]
-    encoder: nn.Module
+    encoder: Backbone
 
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
         """One step on this process's share of the batch.

@@ -20,7 +20,8 @@ def feature_std(features: Tensor) -> float:
 def effective_rank(features: Tensor) -> float:
     """Number of directions that the features really use: exp(entropy of the spectrum of their covariance).
 
-    Roy & Vetterli 2007, on squared singular values of the l2-normalised features. Between 1 (a line, or a constant) and min(N - 1, D).
+    Roy & Vetterli 2007, on squared singular values of the l2-normalised features. Between 1 (a line, or a constant)
+    and min(N - 1, D).
 
     Args:
         features: (N, D).
@@ -51,7 +52,8 @@ def collapse_signs(std: float, rank: float) -> list[str]:
     return signs
 
 
-# the std alone is a weak alarm: SimSiam without its stop-gradient kept 0.50 while its rank fell to 1.8 (healthy: 0.94 and 5.5)
+# the std alone is a weak alarm: SimSiam without its stop-gradient kept 0.50 (healthy: 0.94) while its rank fell to 1.8
+# (healthy: 5.5), both after 120 steps on CIFAR-10
 MIN_STD = 0.2
 MIN_RANK = 2.5
 

@@ -10,7 +10,7 @@ depend on when the damage is found. Both are listed in `skipped`.
 import csv
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -49,7 +49,9 @@ class Source:
         in_memory: Whether all images are held as one tensor.
     """
 
-    def __init__(self, decoder: "_Decoder", faults: dict[int, str], in_memory: bool, workers: int, device: Any) -> None:
+    def __init__(
+        self, decoder: "_Decoder", faults: dict[int, str], in_memory: bool, workers: int, device: str | torch.device
+    ) -> None:
         self.names = [decoder.images.names[i] for i in decoder.positions]
         self.ignored = decoder.images.ignored
         self.in_memory = in_memory
@@ -92,14 +94,14 @@ class Source:
             batch_size: Images a batch.
             start: Where in `order` to begin, in images. What lies before it is not read.
         """
-        batches = order[start:].split(batch_size) if start < len(order) else ()
+        batches = torch.split(order[start:], batch_size) if start < len(order) else ()
         if self._store is not None:
             for index in batches:
                 yield index, self.fetch(index)
             return
         streamed = DataLoader(
             self._decoder,
-            batch_sampler=[index.tolist() for index in batches],
+            batch_sampler=(index.tolist() for index in batches),
             num_workers=self._workers,
             collate_fn=_as_it_is,
             pin_memory=self._device.type == "cuda",
@@ -227,13 +229,12 @@ def _load(decoder: _Decoder, faults: dict[int, str], workers: int) -> Batch:
     if array is not None and array.shape[2:] == decoder.stored:
         sizes = torch.tensor(decoder.stored).expand(len(array), 2)
         return Batch(torch.from_numpy(np.array(array, order="C")), sizes.contiguous())
-    # torch.empty and not np.empty: index_select on the store wants a tensor, and the two share memory either way
     images = torch.empty((len(decoder.positions), 3, *decoder.stored), dtype=torch.uint8)
     true_sizes = torch.empty((len(decoder.positions), 2), dtype=torch.int64)
-    slots, sizes_out = images.numpy(), true_sizes.numpy()
+    slots, slot_sizes = images.numpy(), true_sizes.numpy()  # the same memory
 
     def decode(i: int) -> None:
-        sizes_out[i] = decoder.decode_or_next(i, slots[i], faults)
+        slot_sizes[i] = decoder.decode_or_next(i, slots[i], faults)
 
     _run(decode, range(len(decoder.positions)), workers, title="decoding images")
     return Batch(images, true_sizes)
@@ -263,12 +264,10 @@ def _run(work: Callable[[int], None], indices: range, threads: int, title: str |
     chunk = max(1, min(256, len(indices) // (4 * max(threads, 1))))
     chunks = [indices[i : i + chunk] for i in range(0, len(indices), chunk)]
 
-    def work_through(part: Iterable[int]) -> int:
-        count = 0
+    def work_through(part: range) -> int:
         for i in part:
             work(i)
-            count += 1
-        return count
+        return len(part)
 
     # disable=None: no bar where stderr is not a terminal
     with (
@@ -301,10 +300,10 @@ def _available_memory() -> int:
     except (OSError, StopIteration):  # not Linux
         return 8 * 2**30
     try:
-        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
     except (OSError, ValueError):  # no such group, or "max": no limit
         return free
-    return min(free, limit - used)
+    return min(free, limit)
 
 
 def _as_it_is(batch: T) -> T:

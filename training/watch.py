@@ -141,7 +141,7 @@ def _labelled(folder: Path, device: torch.device) -> tuple[Source, Tensor]:
     chosen = torch.linspace(0, len(images) - 1, min(KNN_IMAGES, len(images))).long().tolist()
     subset = images.subset(chosen)
     source = open_source(subset, store_size=256, device=device)
-    label_of = dict(zip(subset.names, subset.labels, strict=True))
+    label_of = dict(zip(subset.names, images.labels[chosen], strict=True))
     return source, torch.tensor([int(label_of[name]) for name in source.names])
 
 
@@ -149,7 +149,7 @@ def _features(encoder: nn.Module, source: Source, index: Tensor, view: View, dev
     """(N, D) features of some images; the encoder gets its modes back."""
     features = []
     with evaluating(encoder):
-        for part in index.split(256):
+        for part in torch.split(index, 256):
             batch = source.fetch(part)
             params = view.sample(batch.sizes, torch.Generator())
             features.append(encoder(view.apply(batch.images, params)).float())

@@ -4,15 +4,26 @@ sslzoo pretrain byol --data FOLDER --recipe cifar10 --out RUN
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ..blocks import mlp, momentum_teacher, momentum_update
-from ..method import Method
+from ..method import Backbone, Method
 from ..views import View
 
-JITTER = {"jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "grayscale": 0.2}
+VIEW = View(
+    size=224,
+    scale=(0.08, 1.0),
+    flip=0.5,
+    jitter=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.2,
+    hue=0.1,
+    grayscale=0.2,
+)
 
 
 def byol_loss(p: Tensor, z: Tensor) -> Tensor:
@@ -36,17 +47,12 @@ class BYOL(Method):
         tau: Momentum of the target at the start; it grows to 1.
     """
 
-    VIEWS = (
-        View(size=224, scale=(0.08, 1.0), flip=0.5, **JITTER, blur=1.0, solarize=0.0),
-        View(
-            size=224, scale=(0.08, 1.0), flip=0.5, **JITTER, blur=0.1, solarize=0.2
-        ),  # asymmetric on purpose (App. B, Table 6)
-    )
+    VIEWS = (replace(VIEW, blur=1.0), replace(VIEW, blur=0.1, solarize=0.2))  # asymmetric on purpose (App. B, Table 6)
 
-    def __init__(self, encoder: nn.Module, hidden_dim: int = 4096, dim: int = 256, tau: float = 0.99) -> None:
+    def __init__(self, encoder: Backbone, hidden_dim: int = 4096, dim: int = 256, tau: float = 0.99) -> None:
         super().__init__()
         self.encoder = encoder
-        self.projector = mlp(int(encoder.num_features), hidden_dim, dim)  # g: no norm after the last layer
+        self.projector = mlp(encoder.num_features, hidden_dim, dim)  # g: no norm after the last layer
         self.predictor = mlp(dim, hidden_dim, dim)  # q
         self.target = momentum_teacher(nn.ModuleDict({"encoder": encoder, "projector": self.projector}))
         self.tau = tau

@@ -8,7 +8,7 @@ sslzoo pretrain rotation --data FOLDER --recipe cifar10 --out RUN
 import torch
 from torch import Tensor, nn
 
-from ..method import Method
+from ..method import Backbone, Method
 from ..views import View
 
 
@@ -40,10 +40,10 @@ class Rotation(Method):
         View(size=224, scale=(0.08, 1.0), flip=0.5),
     )  # ImageNet crops as in VISSL; CIFAR-10 pads by 4 instead (its recipe)
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: Backbone) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(int(encoder.num_features), 4)
+        self.head = nn.Linear(encoder.num_features, 4)
 
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
         images, labels = rotate_all(views[0])  # (4 B, 3, S, S), (4 B,)

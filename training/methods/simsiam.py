@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ..blocks import mlp
-from ..method import Method
+from ..method import Backbone, Method
 from ..views import View
 
 # both views have the same distribution (Sec. 3, "augmentation" of MoCo v2)
@@ -44,12 +44,10 @@ class SimSiam(Method):
 
     VIEWS = (VIEW, VIEW)
 
-    def __init__(
-        self, encoder: nn.Module, dim: int = 2048, predictor_dim: int = 512, projector_layers: int = 3
-    ) -> None:
+    def __init__(self, encoder: Backbone, dim: int = 2048, predictor_dim: int = 512, projector_layers: int = 3) -> None:
         super().__init__()
         self.encoder = encoder
-        widths = [int(encoder.num_features), *[dim] * (projector_layers - 1)]
+        widths = [encoder.num_features, *[dim] * (projector_layers - 1)]
         # the last layer's BN has no scale and shift: z has mean 0 and variance 1 in each dimension
         self.projector = nn.Sequential(
             *(layer for a, b in pairwise(widths) for layer in _block(a, b)),

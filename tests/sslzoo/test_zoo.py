@@ -1,0 +1,196 @@
+"""The table of the zoo: reading, filtering, printing, suggesting."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sslzoo import zoo
+
+ROW = """
+[models."{id}"]
+method = "{method}"
+arch = "{arch}"
+data = "{data}"
+licence = "{licence}"
+num_features = 128
+params = 699_512
+input_size = [3, 64, 64]
+sha256 = "0"
+bytes = 1_500_000
+source = "bundled"
+epochs = 30
+hardware = "2 CPU cores"
+paper = "A paper"
+paper_url = "https://arxiv.org/abs/2006.07733"
+summary = "A <b>bold</b> claim"
+"""
+IDS = (
+    "byol-resnet18quarter-cifar10",
+    "simsiam-resnet18quarter-cifar10",
+    "byol-resnet50-cifar10",
+    "sela-resnet50-imagenet",
+)
+
+
+def write_table(folder: Path, ids: tuple[str, ...] = IDS, aliases: str = "") -> Path:
+    text = f"[aliases]\n{aliases}\n"
+    for id_ in ids:
+        method, arch, data = id_.split("-")
+        licence = "CC-BY-NC-4.0" if data == "imagenet" else "apache-2.0"
+        text += ROW.format(id=id_, method=method, arch=arch, data=data, licence=licence)
+    path = folder / "zoo.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = write_table(tmp_path, aliases='byol-resnet50 = "byol-resnet50-cifar10"')
+    monkeypatch.setattr(zoo, "TABLE", path)
+    return path
+
+
+def test_the_shipped_table_reads_and_its_files_are_where_it_says() -> None:
+    for model in zoo.list_models():
+        assert model.id == f"{model.method}-{model.arch}-{model.data}"
+        assert model.source == "bundled"
+        assert (zoo.TABLE.parent / "bundled" / model.id / "model.safetensors").stat().st_size == model.bytes
+
+
+def test_list_models_is_a_sequence(table: Path) -> None:
+    models = zoo.list_models()
+    assert [model.id for model in models] == list(IDS)
+    assert len(models) == 4
+    assert models[1].method == "simsiam"
+    assert models[-1].id == IDS[-1]
+    assert isinstance(models[:2], zoo.ModelTable)
+    assert [model.id for model in models[:2]] == list(IDS[:2])
+    assert models[0] in models
+    assert models[0].input_size == (3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"method": "byol"}, {IDS[0], IDS[2]}),
+        ({"method": "BYOL", "arch": "ResNet50"}, {IDS[2]}),
+        ({"data": "imagenet"}, {IDS[3]}),
+        ({"licence": "cc-by-nc-4.0"}, {IDS[3]}),
+        ({"method": "byol", "data": "imagenet"}, set()),
+    ],
+)
+def test_filters(table: Path, filters: dict[str, str], expected: set[str]) -> None:
+    assert {model.id for model in zoo.list_models(**filters)} == expected
+
+
+def test_unknown_filter_value_names_the_values(table: Path) -> None:
+    with pytest.raises(ValueError, match=r"No model has method='moco'. There are: byol, sela, simsiam\."):
+        zoo.list_models(method="moco")
+
+
+def test_table_in_a_terminal(table: Path) -> None:
+    lines = str(zoo.list_models()).splitlines()
+    assert lines[0].split() == ["id", "method", "arch", "data", "features", "params", "size", "licence"]
+    assert lines[1].split() == [
+        IDS[0],
+        "byol",
+        "resnet18quarter",
+        "cifar10",
+        "128",
+        "0.70",
+        "M",
+        "1.5",
+        "MB",
+        "apache-2.0",
+    ]
+    assert len(lines) == 5
+    assert len({line.index("M ") for line in lines[1:]}) == 1  # columns stand under each other
+    assert repr(zoo.list_models()) == str(zoo.list_models())
+
+
+def test_table_in_a_notebook_is_escaped(tmp_path: Path) -> None:
+    text = write_table(tmp_path).read_text().replace('"apache-2.0"', '"<script>"')
+    (tmp_path / "zoo.toml").write_text(text)
+    html = zoo.read_table(tmp_path / "zoo.toml").models._repr_html_()
+    assert html.count("<tr>") == 5
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+
+
+def test_empty_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty.toml").write_text("")
+    monkeypatch.setattr(zoo, "TABLE", tmp_path / "empty.toml")
+    assert len(zoo.list_models()) == 0
+    assert str(zoo.list_models()) == "no models"
+    assert "no models" in zoo.list_models()._repr_html_()
+    with pytest.raises(zoo.UnknownModelError, match="the zoo has no models"):
+        zoo.info("byol")
+
+
+def test_info_by_id_and_alias(table: Path) -> None:
+    assert zoo.info("byol-resnet50-cifar10").arch == "resnet50"
+    assert zoo.info("byol-resnet50") == zoo.info("byol-resnet50-cifar10")
+    assert zoo.resolve_alias("byol-resnet50") == "byol-resnet50-cifar10"
+    assert zoo.resolve_alias("anything") == "anything"
+    assert "licence       apache-2.0" in str(zoo.info("byol-resnet50"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "suggested", "not_suggested"),
+    [
+        ("byol", {IDS[0], IDS[2], "byol-resnet50"}, {IDS[1], IDS[3]}),
+        ("boyl", {IDS[0], IDS[2]}, {IDS[3]}),
+        ("BYOL-ResNet50-CIFAR10", {IDS[2]}, set()),
+        ("byol_resnet18quarter_cifar10", {IDS[0]}, {IDS[3]}),
+        ("imagenet", {IDS[3]}, {IDS[0]}),
+        ("xyzzy", set(), set(IDS)),
+    ],
+)
+def test_unknown_id_names_the_nearest(table: Path, asked: str, suggested: set[str], not_suggested: set[str]) -> None:
+    with pytest.raises(zoo.UnknownModelError) as caught:
+        zoo.info(asked)
+    message = str(caught.value)
+    assert repr(asked) in message
+    assert all(repr(id_) in message for id_ in suggested), message
+    assert not any(repr(id_) in message for id_ in not_suggested), message
+    assert "shows all 4" in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 30", "epochs = 30\nepoch = 3", "unknown 'epoch'. Known: arch, "),
+        ("epochs = 30\n", "", "missing epochs"),
+        ("epochs = 30", 'epochs = "30"', "epochs must be an integer, got '30'"),
+        ('hardware = "2 CPU cores"', "hardware = 2", "hardware must be text, got 2"),
+        ("input_size = [3, 64, 64]", "input_size = 64", r"input_size must be \[channels, height, width\], got 64"),
+        ("[aliases]", "[alias]", "unknown 'alias'"),
+        ("[aliases]", '[aliases]\nshort = "gone-resnet50-cifar10"', "alias 'short' points to 'gone-resnet50-cifar10'"),
+        ("[aliases]", f'[aliases]\n{IDS[1]} = "{IDS[0]}"', "is also the id of a model"),
+        ("[aliases]", "[aliases", "is not TOML"),
+    ],
+)
+def test_a_wrong_table_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = write_table(tmp_path, ids=IDS[:2])
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(zoo.ZooTableError, match=message):
+        zoo.read_table(path)
+
+
+def test_the_table_is_read_once(table: Path) -> None:
+    first = zoo.read_table(table)
+    table.unlink()
+    assert zoo.read_table(table) is first
+
+
+def test_import_and_list_need_no_torch() -> None:
+    code = (
+        "import sys, time; start = time.process_time(); import sslzoo; cost = time.process_time() - start\n"
+        "str(sslzoo.list_models()), sslzoo.ModelInfo, dir(sslzoo)\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert cost < 0.2, cost\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
