@@ -13,6 +13,8 @@ _MODULES = {
     "create": "encoder",
     "load": "encoder",
     "embed": "features",
+    "embed_to_file": "features",
+    "read_features": "features",
     "EncoderFeatures": "probes",
     "probe": "probes",
     "ModelInfo": "zoo",
@@ -26,6 +28,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from sslzoo.encoder import create as create
     from sslzoo.encoder import load as load
     from sslzoo.features import embed as embed
+    from sslzoo.features import embed_to_file as embed_to_file
+    from sslzoo.features import read_features as read_features
     from sslzoo.probes import EncoderFeatures as EncoderFeatures
     from sslzoo.probes import probe as probe
     from sslzoo.zoo import ModelInfo as ModelInfo

@@ -20,7 +20,8 @@ from sklearn.utils import Tags
 
 from sslzoo.data import ImageSet, open_images
 from sslzoo.encoder import Encoder, load
-from sslzoo.features import Array, embed, embed_readable
+from sslzoo.encoding import Array
+from sslzoo.features import embed, embed_readable
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 Names = np.ndarray[Any, np.dtype[np.str_]]
