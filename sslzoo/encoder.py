@@ -28,10 +28,8 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "resnet18quarter": ("resnet18", {"channels": [16, 32, 64, 128], "stem_type": "deep", "stem_width": 8}),
 }
 # Arguments of timm.create_model that would load other weights (a pickle, even) or make another kind of network.
-_RESERVED = {
-    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
-    *("num_classes", "features_only"),
-}
+_RESERVED = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+_RESERVED |= {"num_classes", "features_only"}
 # Mean and std by number of channels, for pixels in [0, 1]. Grey: the means over ImageNet's three.
 _NORMALISATION = {
     1: ([0.449], [0.226]),
@@ -130,21 +128,21 @@ class Encoder(nn.Module):
         return self.model.forward_intermediates(images, indices=self._indices, intermediates_only=True)  # type: ignore[operator]
 
     def _check(self, images: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != self.input_size[0] or not images.is_floating_point():
+        channels, height, width = self.input_size
+        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
             raise ValueError(
-                f"{self.arch} takes normalised float images (B, {self.input_size[0]}, H, W), got {images.dtype} of shape "
-                f"{tuple(images.shape)}. encoder.transform makes one image of that kind from a PIL image."
+                f"{self.arch} takes normalised float images (B, {channels}, H, W), got {images.dtype} of shape "
+                f"{tuple(images.shape)}. encoder.transform makes one such image from a PIL image."
             )
         args = self.config["model_args"]
         if not self.config["pretrained_cfg"].get("fixed_input_size"):
             return
         if args.get("dynamic_img_size") or not args.get("strict_img_size", True):
             return
-        if tuple(images.shape[-2:]) != self.input_size[1:]:
-            height, width = images.shape[-2:]
+        if images.shape[-2:] != (height, width):
             raise ValueError(
-                f"{self.arch} takes images of {self.input_size[1]}×{self.input_size[2]} pixels only, got "
-                f"{height}×{width}. Resize them, or for a vision transformer of any size: sslzoo.create({self.arch!r}, "
+                f"{self.arch} takes images of {height}×{width} pixels only, got {images.shape[-2]}×{images.shape[-1]}. "
+                f"Resize them, or for a vision transformer of any size: sslzoo.create({self.arch!r}, "
                 "dynamic_img_size=True, dynamic_img_pad=True)."
             )
 
@@ -163,12 +161,12 @@ class Encoder(nn.Module):
             config["pretrained_cfg"]["pool_size"] = [math.ceil(side / stride) for side in self.input_size[1:]]
         try:
             network = _network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
-        except (AssertionError, TypeError, ValueError, NotImplementedError) as error:
+            network.load_state_dict(self.model.state_dict())
+        except (AssertionError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"{self.arch} has no output stride {stride} in timm ({error or type(error).__name__}). "
+                f"{self.arch} has no output stride {stride} in timm ({str(error) or type(error).__name__}). "
                 "ResNets, for instance, have 8, 16 and 32."
             ) from error
-        network.load_state_dict(self.model.state_dict())
         return Encoder(network, config).to(next(self.parameters()))
 
     def embed(
@@ -238,6 +236,8 @@ def create(arch: str, *, seed: int | None = None, image_size: int | None = None,
     Raises:
         ValueError: timm has no such architecture; names the nearest.
     """
+    if "img_size" in model_args:
+        raise ValueError("img_size is timm's word for what is image_size here: pass image_size, it sets both.")
     name, defaults = architecture(arch)
     args = {**defaults, **model_args}
     pretrained_cfg = _pretrained_cfg(name, args, image_size)

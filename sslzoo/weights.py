@@ -52,8 +52,8 @@ def locate(name_or_folder: str | Path) -> Path:
                 raise zoo.UnknownModelError(f"{error} There is no folder {text!r} either.") from None
     if not folder.is_dir():
         raise WeightsError(
-            f"There is no folder or zoo id {text!r}. This version loads zoo ids (see sslzoo.list_models()) and local folders, "
-            "not repositories of the Hugging Face Hub."
+            f"There is no folder or zoo id {text!r}. This version loads zoo ids (see sslzoo.list_models()) "
+            "and local folders, not repositories of the Hugging Face Hub."
         )
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():

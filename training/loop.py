@@ -234,7 +234,7 @@ class Run:
         # (steps, parts of a batch, processes, images): each process takes its column of every part
         mine = order.view(self.steps_per_epoch, settings.accumulate, self.accelerator.num_processes, self.share)
         mine = mine[:, :, self.accelerator.process_index].reshape(-1)
-        batches = self.source.loader(mine, self.share, start=first * settings.accumulate)
+        batches = self.source.loader(mine, self.share, start=first * settings.accumulate * self.share)
         for _ in range(first, self.steps_per_epoch):
             yield self._step(batches)
 

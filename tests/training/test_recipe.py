@@ -1,0 +1,69 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from sslzoo_training.method import list_methods
+from sslzoo_training.recipe import RecipeError, list_recipes, make_plan, parse_overrides
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+@pytest.mark.parametrize("method", list_methods())
+def test_every_recipe_of_the_package_has_a_plan_for_every_method(recipe: str, method: str) -> None:
+    plan = make_plan(method, recipe, {})
+    assert all(view.size == plan.settings.image_size for view in plan.views)
+    assert plan.to_dict()["method"] == method
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[default]\nlr = 1\nepochs = 3\n[byol]\nlr = 2.0\ntau = 0.5\n")
+    plan = make_plan("byol", file, {"epochs": 7})
+    assert (plan.settings.lr, plan.settings.epochs, plan.method_settings["tau"]) == (2.0, 7, 0.5)
+    assert make_plan("simsiam", file, {}).settings.lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"epoch": 3}, "has no setting 'epoch'; did you mean .*epochs"),
+        ({"hiden_dim": 3}, "did you mean hidden_dim"),
+        ({"zzzzzzzz": 1}, "settings are: .*weight_decay"),
+        ({"epochs": "many"}, "epochs = 'many': needs a int, got a str"),
+        ({"epochs": True}, "needs a int, got a bool"),
+        ({"epochs": 0}, "at least 1"),
+        ({"optimizer": "adam"}, "needs one of sgd, lars"),
+        ({"accumulate": 3}, "cannot be cut"),
+        ({"views": [{}]}, "views has 1 tables; BYOL takes 2"),
+        ({"views": [{"blurr": 1.0}, {}]}, "did you mean blur"),
+        ({"views": [{"flip": 2.0}, {}]}, "flip is 2.0"),
+    ],
+)
+def test_wrong_settings_are_named(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_plan("byol", "cifar10", overrides)
+
+
+def test_a_recipe_with_an_unknown_table_or_name_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[byoll]\nlr = 1\n")
+    with pytest.raises(RecipeError, match=re.escape("[byoll]")):
+        make_plan("byol", file, {})
+    with pytest.raises(RecipeError, match="cifar10"):
+        make_plan("byol", "cifar100", {})
+
+
+def test_view_changes_are_merged_into_the_methods_views() -> None:
+    plan = make_plan("byol", "cifar10", {"views": [{"blur": 0.25}, {"scale": [0.5, 1.0]}], "image_size": 48})
+    assert plan.views[0].blur == 0.25
+    assert plan.views[0].grayscale == 0.2
+    assert plan.views[1].scale == (0.5, 1.0)
+    assert plan.views[1].solarize == 0.2
+    assert plan.views[0].size == 48
+
+
+def test_overrides_are_toml_and_bare_words_are_strings() -> None:
+    got = parse_overrides(["lr=0.1", "epochs=3", "optimizer=lars", "nesterov=true", "views=[{blur=0.0},{}]"])
+    assert got == {"lr": 0.1, "epochs": 3, "optimizer": "lars", "nesterov": True, "views": [{"blur": 0.0}, {}]}
+    with pytest.raises(RecipeError, match="key=value"):
+        parse_overrides(["epochs"])
