@@ -11,10 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from sslzoo import console, zoo
-from sslzoo_training.__main__ import pretrain
 
 app = console.new_app()
-app.command()(pretrain)
 
 Model = Annotated[str, typer.Argument(help="Zoo id or alias (see `sslzoo list`), or a model folder.")]
 Data = Annotated[str, typer.Argument(help="Folder of images, .npy or .npz array, or saved HF data set.")]
@@ -57,9 +55,7 @@ def list_(
 
 
 @app.command()
-def info(
-    model: Annotated[str, typer.Argument(metavar="ID", help="Zoo id or alias.")], as_json: AsJson = False
-) -> None:
+def info(model: Annotated[str, typer.Argument(metavar="ID", help="Zoo id or alias.")], as_json: AsJson = False) -> None:
     """Show what is known about one model of the zoo."""
     row = zoo.info(model)
     print(_json(asdict(row)) if as_json else row)
@@ -71,15 +67,24 @@ def embed(
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .npz, .npy or .parquet.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images; default: the cores.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read images; default: chosen for you.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cuda; default: the CPU, or what accelerate gives a process.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with what an earlier run left.")] = True,
 ) -> None:
-    """Write the features of all images to a file, with their paths and labels."""
+    """Write the features of images to a file.
+
+    Their paths and labels go with them. Images that cannot be read are left out and listed.
+    """
     from sslzoo.encoder import load
     from sslzoo.features import embed_to_file
 
-    print(embed_to_file(load(model), data, out, batch_size=batch_size, num_workers=workers, device=device, resume=resume))
+    print(
+        embed_to_file(load(model), data, out, batch_size=batch_size, num_workers=workers, device=device, resume=resume)
+    )
 
 
 @app.command()
@@ -89,11 +94,12 @@ def probe(
     test: Annotated[str | None, typer.Option(help="Labelled images to test on; default: a part of DATA.")] = None,
     test_fraction: Annotated[float, typer.Option(help="How much of DATA that is.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Decides which images are held out.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for report.json and confusion.png.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for report.json and confusion.png.")] = None,
 ) -> None:
-    """Tell how well linear and kNN classifiers do on features of labelled images (one sub-folder a class)."""
+    """Measure classifiers on frozen features.
+
+    A linear one and kNN are fitted on features of labelled images and tested on others.
+    """
     from sslzoo import probes
 
     report = probes.probe(model, data, test=test, test_fraction=test_fraction, seed=seed, progress=True)
@@ -117,10 +123,22 @@ def demo(
         list[str] | None, typer.Option(help="Zoo id, alias or model folder; may be repeated. Default: small ones.")
     ] = None,
 ) -> None:
-    """Compare encoders of the zoo with random weights and raw pixels, with 10 labels a class."""
+    """See what encoders do with 10 labels a class.
+
+    Encoders of the zoo beside the same networks with random weights and beside raw pixels.
+    """
     from sslzoo.demo import run
 
     print(run(data, out, model or [], say=lambda text: typer.echo(text, err=True)))
+
+
+@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def pretrain(words: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Pretrain an encoder on unlabelled images."""
+    # handed over as they are: the options of pretraining stand in one place
+    from sslzoo_training.__main__ import app as training
+
+    training(["pretrain", *(words or [])], prog_name="sslzoo")
 
 
 def _json(value: Any) -> str:

@@ -1,11 +1,12 @@
 """The demo: with 10 labels a class, does a pretrained encoder beat random weights, or no encoder at all?
 
-    sslzoo demo                      # scikit-learn's digits
-    sslzoo demo --data photos        # your own: one sub-folder a class
+sslzoo demo                      # scikit-learn's digits
+sslzoo demo --data photos        # your own: one sub-folder a class
 """
 
 import json
 import shlex
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,12 @@ class DemoReport:
         width = max(len(row.name) for row in self.rows)
         lines = [self.title, "", f"{'':<{width}}  linear probe (%)       kNN (%)"]
         lines += [f"{row.name:<{width}}  {_percent(row.linear):>16}  {_percent(row.knn):>12}" for row in self.rows]
-        lines += [f"± is the standard deviation over {DRAWS} draws of the labels, and {RANDOM_SEEDS} random networks.", ""]
-        lines += [*verdict(self.rows), ""]
-        lines += [*self.notes, *([""] if self.notes else [])]
+        lines += [
+            f"± is the standard deviation over {DRAWS} draws of the labels, and {RANDOM_SEEDS} random networks.",
+            "",
+        ]
+        lines += [*map(_wrapped, verdict(self.rows)), ""]
+        lines += [*map(_wrapped, self.notes), *([""] if self.notes else [])]
         lines += ["Pictures: " + ", ".join(str(path) for path in self.pictures), "", "Next:"]
         return "\n".join(lines + [f"  {command}" for command in self.commands])
 
@@ -111,7 +115,7 @@ def run(data: Path | None, out: Path, models: Sequence[str], say: Say = lambda t
     encoders = {name: load(name) for name in names}
     out.mkdir(parents=True, exist_ok=True)
     found = _digits(out) if data is None else _folder(data, side=max(min(e.input_size[1:]) for e in encoders.values()))
-    features = {name: embed_one(encoder, name, found, say) for name, encoder in encoders.items()}
+    features = {name: _embed(encoder, name, found, say) for name, encoder in encoders.items()}
     rows = [_score(_short(name), [X], found.y, pretrained=True) for name, X in features.items()]
     rows += _baselines(encoders, found, say)
     best = max(zip(names, rows, strict=False), key=lambda pair: pair[1].linear.mean())[0]
@@ -146,23 +150,26 @@ def verdict(rows: Sequence[Row]) -> list[str]:
 
     The best pretrained encoder and the best baseline are compared on the same draws of labels.
     """
-    sentences = []
-    for probe, title in (("linear", "Linear probe"), ("knn", "kNN")):
-        means = {row.name: getattr(row, probe).mean(axis=0) for row in rows}  # (DRAWS,) each
-        kinds = {row.name: row.pretrained for row in rows}
-        ranked = sorted(means, key=lambda name: means[name].mean(), reverse=True)
-        ours = next(name for name in ranked if kinds[name])
-        baseline = next(name for name in ranked if not kinds[name])
-        first, second = (ours, baseline) if ranked.index(ours) < ranked.index(baseline) else (baseline, ours)
-        gaps = means[first] - means[second]
-        ahead = int((gaps > 0).sum())
-        if round(100 * gaps.mean(), 1) == 0:
-            sentences.append(f"{title}: a tie of {ours} and {baseline}, at {means[ours].mean():.1%}.")
-            continue
-        sure = f"in {ahead} of {DRAWS} draws" if ahead == DRAWS else f"but only in {ahead} of {DRAWS} draws: too close to call"
-        whom = f"{second}, the best pretrained encoder" if first == baseline else f"{second}, the best baseline"
-        sentences.append(f"{title}: {first} first, {100 * gaps.mean():.1f} points ahead of {whom} ({sure}).")
-    return sentences
+    return [
+        f"Linear probe: {_compare([(row, row.linear.mean(axis=0)) for row in rows])}",
+        f"kNN: {_compare([(row, row.knn.mean(axis=0)) for row in rows])}",
+    ]
+
+
+def _compare(scores: Sequence[tuple[Row, Array]]) -> str:
+    """Compare the best pretrained row with the best other one; (DRAWS,) accuracies each."""
+    ours, our = max((pair for pair in scores if pair[0].pretrained), key=lambda pair: pair[1].mean())
+    other, their = max((pair for pair in scores if not pair[0].pretrained), key=lambda pair: pair[1].mean())
+    gaps = 100 * (our - their)
+    points = abs(gaps.mean())
+    if points < 0.05:
+        return f"{ours.name} and {other.name} tie at {our.mean():.1%}."
+    won = gaps.mean() > 0
+    ahead = int((gaps > 0).sum() if won else (gaps < 0).sum())
+    sure = f"in all {DRAWS} draws" if ahead == DRAWS else f"but only in {ahead} of {DRAWS} draws: too close to call"
+    if won:
+        return f"first is {ours.name}, {points:.1f} points ahead of the best baseline, {other.name} ({sure})."
+    return f"first is {other.name}, {points:.1f} points ahead of the best pretrained encoder, {ours.name} ({sure})."
 
 
 def _digits(out: Path) -> _Data:
@@ -229,14 +236,15 @@ def _enough(
 
 
 def _shrink(image: Image.Image, side: int) -> Image.Image:
-    scale = side / min(image.size)
-    if scale >= 1:
+    """Do what the encoders' transform starts with, so that it finds nothing left to do."""
+    short = min(image.size)
+    if short <= side:
         return image
-    width, height = (max(round(scale * length), side) for length in image.size)
+    width, height = (length * side // short for length in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def embed_one(encoder: Encoder, name: str, data: _Data, say: Say) -> Array:
+def _embed(encoder: Encoder, name: str, data: _Data, say: Say) -> Array:
     """Embed all images, and say so before it takes its time."""
     say(f"embedding {len(data.images):,} images: {name}")
     return embed(encoder, data.images)
@@ -248,7 +256,7 @@ def _baselines(encoders: Mapping[str, Encoder], data: _Data, say: Say) -> list[R
     rows = []
     for encoder in networks.values():
         name = f"random weights ({encoder.arch})"
-        features = [embed_one(_random(encoder, seed), name, data, say) for seed in range(RANDOM_SEEDS)]
+        features = [_embed(_random(encoder, seed), name, data, say) for seed in range(RANDOM_SEEDS)]
         rows.append(_score(name, features, data.y, pretrained=False))
     return [*rows, _score("raw pixels", [data.raw], data.y, pretrained=False)]
 
@@ -324,6 +332,10 @@ def _left_out(names: Sequence[str]) -> list[str]:
 
 def _percent(values: Array) -> str:
     return f"{100 * values.mean():.1f} ± {100 * values.std(ddof=1):4.1f}"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, width=100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _short(name: str) -> str:

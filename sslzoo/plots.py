@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 def confusion_picture(matrix: Array, classes: Sequence[str], path: Path, title: str = "") -> None:
     """Draw a confusion matrix as a PNG file: coloured by the share of each true class, labelled with counts.
 
-    With more than `COUNTED` classes the labels are percentages of the true class, which are short, and zeros stay empty.
+    With more than `COUNTED` classes the labels are percentages of the true class instead, and zeros stay empty.
 
     Args:
         matrix: (K, K) counts; rows are the true classes, columns the predictions.
@@ -147,7 +147,7 @@ def contact_sheet(
         )
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    figure = _figure(1.6 * max(columns, 3), 2.05 * rows + 0.4)
+    figure = _figure(1.7 * max(columns, 3), 2.05 * rows + 0.4)
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in cells:
         axes.set_axis_off()
@@ -155,7 +155,7 @@ def contact_sheet(
         right = true == said
         # small images are shown with their pixels, not blurred
         axes.imshow(image.convert("RGB"), interpolation="nearest" if max(image.size) < 64 else "antialiased")
-        text = f"true: {_label(true, 18)}\n{'✓' if right else '✗'} said: {_label(said, 16)}"
+        text = f"true: {_label(true, 14)}\n{'✓' if right else '✗'} said: {_label(said, 14)}"
         axes.annotate(text, (0.5, 0), (0, -4), "axes fraction", "offset points", ha="center", va="top", fontsize=8,
                       color="black" if right else WRONG)  # fmt: skip
     _save(figure, path, title)
@@ -171,11 +171,11 @@ def _label(name: str, length: int = LABEL_LENGTH) -> str:
 
 def _figure(width: float, height: float) -> Figure:
     """Make a figure of this size in inches, with some air around its parts."""
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    return Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
 
 
 def _save(figure: Figure, path: Path, title: str) -> None:
     lines = textwrap.wrap(title, width=int(figure.get_figwidth() / 0.1))  # a character at 12 points is 0.1 inch wide
     figure.suptitle("\n".join(lines).replace("$", r"\$"), fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path)
