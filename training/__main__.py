@@ -64,17 +64,9 @@ def publish(
     summary: Annotated[str | None, typer.Option(help="One sentence about it.")] = None,
 ) -> None:
     """Bundle a finished run with the package: in a checkout, for its maintainers."""
-    from sslzoo.weights import WeightsError
-    from sslzoo.zoo import ZooTableError
-
-    from .publish import PublishError
     from .publish import publish as bundle
 
-    try:
-        info = bundle(run, id_, data=data_name, licence=licence, hardware=hardware, summary=summary)
-    except (PublishError, WeightsError, ZooTableError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
+    info = bundle(run, id_, data=data_name, licence=licence, hardware=hardware, summary=summary)
     print(f"{info}\n\nbundled. Commit it, then: python -m sslzoo_evaluations linear {id_} --data FOLDER")
 
 

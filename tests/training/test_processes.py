@@ -54,8 +54,8 @@ def pair(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = out / "both.py"
     script.write_text(textwrap.dedent(BOTH))
     runs = {method: small(method) for method in list_methods()}
-    # --multi_gpu is accelerate's word for "start the processes yourself": --cpu would ask for an MPI launcher. What they
-    # run on is the run's own business: device="cpu", and so gloo.
+    # --multi_gpu is accelerate's word for "start the processes yourself": --cpu would ask for an MPI launcher. What
+    # they run on is the run's own business: device="cpu", and so gloo.
     launch = [
         sys.executable,
         "-m",
