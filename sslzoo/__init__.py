@@ -12,6 +12,11 @@ _MODULES = {
     "Encoder": "encoder",
     "create": "encoder",
     "load": "encoder",
+    "embed": "features",
+    "embed_to_file": "features",
+    "read_features": "feature_files",
+    "EncoderFeatures": "probes",
+    "probe": "probes",
     "ModelInfo": "zoo",
     "info": "zoo",
     "list_models": "zoo",
@@ -22,6 +27,11 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from sslzoo.encoder import Encoder as Encoder
     from sslzoo.encoder import create as create
     from sslzoo.encoder import load as load
+    from sslzoo.feature_files import read_features as read_features
+    from sslzoo.features import embed as embed
+    from sslzoo.features import embed_to_file as embed_to_file
+    from sslzoo.probes import EncoderFeatures as EncoderFeatures
+    from sslzoo.probes import probe as probe
     from sslzoo.zoo import ModelInfo as ModelInfo
     from sslzoo.zoo import info as info
     from sslzoo.zoo import list_models as list_models

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from PIL import Image
@@ -167,6 +168,14 @@ class Encoder(nn.Module):
                 "ResNets, for instance, have 8, 16 and 32."
             ) from error
         return Encoder(network, config).to(next(self.parameters()))
+
+    def embed(
+        self, images: Any, *, batch_size: int = 64, num_workers: int = 0, progress: bool = False
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the features (N, D) of a folder, paths, PIL images, arrays or tensors: see `sslzoo.embed`."""
+        from sslzoo.features import embed  # an encoder needs no data loading
+
+        return embed(self, images, batch_size=batch_size, num_workers=num_workers, progress=progress)
 
     def save_pretrained(self, folder: str | Path, card: str | None = None, *, half: bool = False) -> None:
         """Save config.json, model.safetensors and, if a card is given, README.md.

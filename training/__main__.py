@@ -1,13 +1,14 @@
 """`python -m sslzoo_training …`: what `sslzoo pretrain …` calls, and the form for `accelerate launch -m`."""
 
 import re
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+from sslzoo.console import new_app
+
+app = new_app()
 
 
 @app.callback()
@@ -36,21 +37,15 @@ def pretrain(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files to OUT/tensorboard.")] = False,
 ) -> None:
     """Pretrain an encoder on unlabelled images."""
-    from .checkpoint import CheckpointError
-    from .loop import NonFiniteLossError
     from .loop import pretrain as run
-    from .recipe import RecipeError, parse_overrides
+    from .recipe import parse_overrides
 
     named = {"arch": arch, "image_size": image_size, "epochs": epochs, "batch_size": batch_size, "seed": seed}
-    try:
-        overrides = parse_overrides(settings or []) | {k: v for k, v in named.items() if v is not None}
-        outcome = run(
-            method, data, out, recipe=recipe, resume=resume, monitor=monitor, device=device, tensorboard=tensorboard,
-            time_limit=None if time_limit is None else parse_duration(time_limit), **overrides,
-        )  # fmt: skip
-    except (RecipeError, CheckpointError, NonFiniteLossError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
+    overrides = parse_overrides(settings or []) | {k: v for k, v in named.items() if v is not None}
+    outcome = run(
+        method, data, out, recipe=recipe, resume=resume, monitor=monitor, device=device, tensorboard=tensorboard,
+        time_limit=None if time_limit is None else parse_duration(time_limit), **overrides,
+    )  # fmt: skip
     if outcome.finished:
         print(f"finished: {outcome.folder}. Use it: sslzoo.load({str(outcome.folder)!r})")
     else:
@@ -69,17 +64,9 @@ def publish(
     summary: Annotated[str | None, typer.Option(help="One sentence about it.")] = None,
 ) -> None:
     """Bundle a finished run with the package: in a checkout, for its maintainers."""
-    from sslzoo.weights import WeightsError
-    from sslzoo.zoo import ZooTableError
-
-    from .publish import PublishError
     from .publish import publish as bundle
 
-    try:
-        info = bundle(run, id_, data=data_name, licence=licence, hardware=hardware, summary=summary)
-    except (PublishError, WeightsError, ZooTableError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
+    info = bundle(run, id_, data=data_name, licence=licence, hardware=hardware, summary=summary)
     print(f"{info}\n\nbundled. Commit it, then: python -m sslzoo_evaluations linear {id_} --data FOLDER")
 
 

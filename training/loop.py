@@ -114,7 +114,7 @@ class Run:
         self.plan, self.folder, self.data = plan, folder, data
         settings = plan.settings
         # bf16 needs no loss scaling, so autocast is ours and the accelerator can be made again with another precision
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[ddp])
         self.main = self.accelerator.is_main_process
         self.share = self._share(settings)

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torchvision.transforms.functional as TF
 from sklearn.datasets import load_sample_images
-from sslzoo_training import views
-from sslzoo_training.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, Params, View
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import to_tensor
+
+from sslzoo_training import views
+from sslzoo_training.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, Params, View
 
 COLOUR = 1 / 255
 SIZES = [(32, 32), (45, 37), (101, 134)]
