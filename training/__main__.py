@@ -1,13 +1,14 @@
 """`python -m sslzoo_training …`: what `sslzoo pretrain …` calls, and the form for `accelerate launch -m`."""
 
 import re
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+from sslzoo.console import new_app
+
+app = new_app()
 
 
 @app.callback()
@@ -36,27 +37,37 @@ def pretrain(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files to OUT/tensorboard.")] = False,
 ) -> None:
     """Pretrain an encoder on unlabelled images."""
-    from .checkpoint import CheckpointError
-    from .loop import NonFiniteLossError
     from .loop import pretrain as run
-    from .recipe import RecipeError, parse_overrides
+    from .recipe import parse_overrides
 
     named = {"arch": arch, "image_size": image_size, "epochs": epochs, "batch_size": batch_size, "seed": seed}
-    try:
-        overrides = parse_overrides(settings or []) | {k: v for k, v in named.items() if v is not None}
-        outcome = run(
-            method, data, out, recipe=recipe, resume=resume, monitor=monitor, device=device, tensorboard=tensorboard,
-            time_limit=None if time_limit is None else parse_duration(time_limit), **overrides,
-        )  # fmt: skip
-    except (RecipeError, CheckpointError, NonFiniteLossError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
+    overrides = parse_overrides(settings or []) | {k: v for k, v in named.items() if v is not None}
+    outcome = run(
+        method, data, out, recipe=recipe, resume=resume, monitor=monitor, device=device, tensorboard=tensorboard,
+        time_limit=None if time_limit is None else parse_duration(time_limit), **overrides,
+    )  # fmt: skip
     if outcome.finished:
         print(f"finished: {outcome.folder}. Use it: sslzoo.load({str(outcome.folder)!r})")
     else:
         print(f"stopped at step {outcome.step} of {outcome.total}, saved. Go on with the same command and --resume.")
         if outcome.signal is not None:
             raise typer.Exit(128 + outcome.signal)
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    id_: Annotated[str, typer.Option("--id", help="Its id in the zoo: method-arch-data.")] = ...,  # type: ignore[assignment]
+    data_name: Annotated[str, typer.Option(help="Name of the data set, such as cifar10.")] = ...,  # type: ignore[assignment]
+    licence: Annotated[str, typer.Option(help="SPDX identifier, of the weights.")] = "apache-2.0",
+    hardware: Annotated[str | None, typer.Option(help="What it was trained on, if the run knows less.")] = None,
+    summary: Annotated[str | None, typer.Option(help="One sentence about it.")] = None,
+) -> None:
+    """Bundle a finished run with the package: in a checkout, for its maintainers."""
+    from .publish import publish as bundle
+
+    info = bundle(run, id_, data=data_name, licence=licence, hardware=hardware, summary=summary)
+    print(f"{info}\n\nbundled. Commit it, then: python -m sslzoo_evaluations linear {id_} --data FOLDER")
 
 
 def parse_duration(text: str) -> float:

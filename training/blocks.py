@@ -1,12 +1,11 @@
 """What several papers share: the two-layer head, the momentum teacher, batch statistics over all processes."""
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import timm.layers
 import torch
 import torch.distributed
-import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -75,8 +74,8 @@ class _SyncBatchNorm(nn.Module):
     def _global_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         dims = [d for d in range(x.ndim) if d != 1]
         count = x.numel() // x.shape[1] * torch.distributed.get_world_size()  # every process has an equal share
-        mean = _sum_over_processes(x.sum(dims)) / count
-        var = _sum_over_processes((x - _per_channel(mean, x)).square().sum(dims)) / count
+        mean = sum_over_processes(x.sum(dims)) / count
+        var = sum_over_processes((x - _per_channel(mean, x)).square().sum(dims)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
@@ -89,9 +88,25 @@ def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
     return vector.view(1, -1, *[1] * (like.ndim - 2))
 
 
-def _sum_over_processes(x: Tensor) -> Tensor:
-    """Sum of every process's x, with its gradient."""
-    total: Tensor = torch.distributed.nn.all_reduce(x)  # type: ignore[no-untyped-call]
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum of every process's tensor; each gets the sum of the gradients that the processes have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Sum of the tensors that all processes have, with its gradient."""
+    total: Tensor = _SumOverProcesses.apply(x)
     return total
 
 

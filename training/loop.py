@@ -22,6 +22,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from sslzoo.encoder import create
+from sslzoo.provenance import commit
 
 from . import checkpoint
 from .blocks import sync_batchnorm
@@ -113,7 +114,7 @@ class Run:
         self.plan, self.folder, self.data = plan, folder, data
         settings = plan.settings
         # bf16 needs no loss scaling, so autocast is ours and the accelerator can be made again with another precision
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[ddp])
         self.main = self.accelerator.is_main_process
         self.share = self._share(settings)
@@ -303,6 +304,8 @@ class Run:
                 "seconds": round(self.seconds),
                 "device": device_name(self.accelerator.device),
                 "processes": self.accelerator.num_processes,
+                "torch": torch.__version__,
+                "commit": commit(Path(__file__).parent),
             }
             write_run(self.folder, self.method.encoder_to_publish(), self.config, self.plan.to_dict(), self.data, facts)
         self.accelerator.wait_for_everyone()

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -22,14 +23,39 @@ class Backbone(nn.Module):
     num_features: int
 
 
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from; cards cite it.
+
+    Attributes:
+        title: In full.
+        authors: As BibTeX has them: "Chen, Xinlei and He, Kaiming"; "and others" at the end for more.
+        year: Of publication.
+        url: Where to read it.
+    """
+
+    title: str
+    authors: str
+    year: int
+    url: str
+
+    def __str__(self) -> str:
+        names = [author.split(",")[0] for author in self.authors.split(" and ")]
+        if len(names) > 2 or names[-1] == "others":
+            names = [f"{names[0]} et al."]
+        return f"{self.title}. {' & '.join(names)} {self.year}"
+
+
 class Method(nn.Module):
     """A pretraining method around an encoder. Inherit once, never to share code: shared code is a function in `blocks`.
 
     Attributes:
         encoder: The network being trained.
+        PAPER: Where it comes from.
         VIEWS: One entry for each random view of an image that `forward` takes, with the paper's augmentation.
     """
 
+    PAPER: ClassVar[Paper]
     VIEWS: ClassVar[tuple[View, ...]]
     encoder: Backbone
 

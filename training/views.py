@@ -12,6 +12,7 @@ of that name does with the same parameters. No step loops over images, and none 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -23,6 +24,7 @@ Interpolation = Literal["bicubic", "bilinear"]
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbering in ColorJitter
 LUMA = (0.2989, 0.587, 0.114)  # the weights of red, green and blue in torchvision's grey
 CROP_TRIES = 10
+PIXELS_AT_ONCE = 2**18  # on a CPU, 3 MB of floats: larger temporaries leave the caches, and are new pages every time
 
 
 def _cubic(distance: Tensor) -> Tensor:
@@ -59,10 +61,11 @@ def _resize_matrices(
 def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Weigh rows by (B, h, H) and columns by (B, w, W): (B, C, H, W) of any dtype -> (B, C, h, w) float32."""
     B, C, H, W = images.shape
+    h, w = rows.shape[1], columns.shape[1]
     # with the channels inside the rows each step is one product of two matrices per image
     x = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format).reshape(B, H * C, W)
-    x = torch.bmm(x, columns.transpose(1, 2)).view(B, H, -1)
-    return torch.bmm(rows, x).view(B, rows.shape[1], C, -1).transpose(1, 2).contiguous()
+    x = torch.bmm(x, columns.transpose(1, 2)).view(B, H, C * w)
+    return torch.bmm(rows, x).view(B, h, C, w).transpose(1, 2).contiguous()
 
 
 def resized_crop(
@@ -403,24 +406,27 @@ class View:
                 f"Views are made of uint8 images of shape ({len(params)}, 3, H, W), as many as the parameters, "
                 f"got {images.dtype} of shape {tuple(images.shape)}."
             )
-        device = images.device
-        p, params = params.to(device), params.to("cpu")
-        with torch.autocast(device.type, enabled=False):  # under bf16 a crop would keep 8 bits and lose the pixel grid
-            images, boxes = self._pad_stored(images, params)
-            x = (
-                resized_crop(images, _send(boxes, device), self.size, p.flip, self.interpolation)
-                .clamp_(0, 255)
-                .div_(255)
-            )
-            if self.rotate:
-                x = rotate(x, p.degrees)
-            if self.jitter:
-                x = color_jitter(x, params.factors, params.hue, params.order)
-            x = _on_some(x, params.grayscale, grayscale)
-            x = _on_some(x, params.sigma > 0, lambda some, sigma: gaussian_blur(some, sigma, self.blur_radius), p.sigma)
-            x = _on_some(x, params.solarize, lambda some: solarize(some, self.solarize_threshold))
-            mean, std = (_send(torch.tensor(t).view(3, 1, 1), device) for t in (self.mean, self.std))
-            return x.sub_(mean).div_(std)
+        params = params.to("cpu")
+        some = max(1, len(images) if images.is_cuda else PIXELS_AT_ONCE // self.size**2)
+        starts = range(0, max(1, len(images)), some)
+        # under bf16 a crop would keep 8 bits and lose the pixel grid
+        with torch.autocast(images.device.type, enabled=False):
+            return torch.cat([self._apply(images[i : i + some], params[i : i + some]) for i in starts])
+
+    def _apply(self, images: Tensor, params: Params) -> Tensor:
+        device, on_device = images.device, params.to(images.device)
+        images, boxes = self._pad_stored(images, params)
+        x = resized_crop(images, _send(boxes, device), self.size, on_device.flip, self.interpolation)
+        x = x.clamp_(0, 255).div_(255)
+        if self.rotate:
+            x = rotate(x, on_device.degrees)
+        if self.jitter:
+            x = color_jitter(x, params.factors, params.hue, params.order)
+        x = _on_some(x, params.grayscale, grayscale)
+        x = _on_some(x, params.sigma > 0, partial(gaussian_blur, radius=self.blur_radius), on_device.sigma)
+        x = _on_some(x, params.solarize, partial(solarize, threshold=self.solarize_threshold))
+        mean, std = (_send(torch.tensor(t).view(3, 1, 1), device) for t in (self.mean, self.std))
+        return x.sub_(mean).div_(std)
 
     @property
     def blur_radius(self) -> int:

@@ -329,8 +329,8 @@ def test_command_line(photo_folder: Path, tmp_path: Path) -> None:
 
     from sslzoo_training.__main__ import app
 
-    base = ["pretrain", "rotation", "--data", str(photo_folder), "--recipe", "cifar10_cpu", "--out", str(tmp_path / "run"),
-            "--image-size", "32", "--epochs", "1", "batch_size=8", "precision=no"]  # fmt: skip
+    base = ["pretrain", "rotation", "--data", str(photo_folder), "--recipe", "cifar10_cpu", "--image-size", "32",
+            "--out", str(tmp_path / "run"), "--epochs", "1", "batch_size=8", "precision=no"]  # fmt: skip
     stopped = CliRunner().invoke(app, [*base, "--time-limit", "0s"])
     assert stopped.exit_code == 0, stopped.output
     assert "stopped at step 1 of 3" in stopped.output

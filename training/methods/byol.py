@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import mlp, momentum_teacher, momentum_update
-from ..method import Backbone, Method
+from ..method import Backbone, Method, Paper
 from ..views import View
 
 VIEW = View(
@@ -47,6 +47,12 @@ class BYOL(Method):
         tau: Momentum of the target at the start; it grows to 1.
     """
 
+    PAPER = Paper(
+        "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning",
+        "Grill, Jean-Bastien and others",
+        2020,
+        "https://arxiv.org/abs/2006.07733",
+    )
     VIEWS = (replace(VIEW, blur=1.0), replace(VIEW, blur=0.1, solarize=0.2))  # asymmetric on purpose (App. B, Table 6)
 
     def __init__(self, encoder: Backbone, hidden_dim: int = 4096, dim: int = 256, tau: float = 0.99) -> None:

@@ -8,7 +8,7 @@ sslzoo pretrain rotation --data FOLDER --recipe cifar10 --out RUN
 import torch
 from torch import Tensor, nn
 
-from ..method import Backbone, Method
+from ..method import Backbone, Method, Paper
 from ..views import View
 
 
@@ -36,6 +36,12 @@ class Rotation(Method):
         encoder: The encoder f.
     """
 
+    PAPER = Paper(
+        "Unsupervised Representation Learning by Predicting Image Rotations",
+        "Gidaris, Spyros and Singh, Praveer and Komodakis, Nikos",
+        2018,
+        "https://arxiv.org/abs/1803.07728",
+    )
     VIEWS = (
         View(size=224, scale=(0.08, 1.0), flip=0.5),
     )  # ImageNet crops as in VISSL; CIFAR-10 pads by 4 instead (its recipe)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ..blocks import mlp
-from ..method import Backbone, Method
+from ..method import Backbone, Method, Paper
 from ..views import View
 
 # both views have the same distribution (Sec. 3, "augmentation" of MoCo v2)
@@ -42,6 +42,12 @@ class SimSiam(Method):
         projector_layers: 3 on ImageNet, 2 on CIFAR-10 (App. D).
     """
 
+    PAPER = Paper(
+        "Exploring Simple Siamese Representation Learning",
+        "Chen, Xinlei and He, Kaiming",
+        2021,
+        "https://arxiv.org/abs/2011.10566",
+    )
     VIEWS = (VIEW, VIEW)
 
     def __init__(self, encoder: Backbone, dim: int = 2048, predictor_dim: int = 512, projector_layers: int = 3) -> None:

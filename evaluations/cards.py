@@ -1,0 +1,97 @@
+"""Write hub_cards/ and the results table of the README anew, from zoo.toml, bundled configs and results.csv.
+
+python -m sslzoo_evaluations cards
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from sslzoo import weights, zoo
+from sslzoo.card import render_card, results_table
+
+from .results import Result, latest, read
+
+CHECKOUT = Path(__file__).parents[1]
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+class CardsError(ValueError):
+    """Cards cannot be rendered; the message says what is missing."""
+
+
+def main(argv: list[str]) -> int:
+    """`python -m sslzoo_evaluations cards`."""
+    argparse.ArgumentParser(
+        prog="python -m sslzoo_evaluations cards", description=(__doc__ or "").partition("\n")[0]
+    ).parse_args(argv)
+    try:
+        stale = stale_files(CHECKOUT)
+    except (CardsError, weights.WeightsError, zoo.ZooTableError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path, text in stale.items():
+        if text is None:
+            path.unlink()
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        print(f"{'removed' if text is None else 'wrote'} {path.relative_to(CHECKOUT)}")
+    return 0
+
+
+def stale_files(root: Path) -> dict[Path, str | None]:
+    """Files of a checkout that are not as zoo and results have it, with the text they should have; None for none.
+
+    Raises:
+        CardsError: No checkout, or a README without the marks of its table.
+    """
+    if not (root / "pyproject.toml").is_file():
+        raise CardsError(f"{root} is no checkout of sslzoo; cards are written into its source tree. Run it in a clone.")
+    wanted: dict[Path, str | None] = dict.fromkeys((root / "hub_cards").glob("*.md"))
+    wanted |= _rendered(root)
+    return {
+        path: text
+        for path, text in wanted.items()
+        if text is None or not path.is_file() or path.read_text(encoding="utf-8") != text
+    }
+
+
+def _rendered(root: Path) -> dict[Path, str]:
+    models = zoo.read_table(root / "sslzoo" / "zoo.toml").models
+    rows = current(latest(read(root / "evaluations" / "results.csv")), models)
+    texts = {}
+    for info in models:
+        config = weights.read_config(root / "sslzoo" / "bundled" / info.id)
+        about = [asdict(row) for row in beside(info, rows)]
+        texts[root / "hub_cards" / f"{info.id}.md"] = render_card(info.id, config, about, info)
+    readme = root / "README.md"
+    texts[readme] = _with_table(readme.read_text(encoding="utf-8"), results_table([asdict(row) for row in rows]))
+    return texts
+
+
+def current(results: Sequence[Result], models: Sequence[zoo.ModelInfo]) -> list[Result]:
+    """Results of the zoo's models as they are now, and of baselines: not of other weights, nor of unpublished runs."""
+    digests = {model.id: model.sha256 for model in models}
+    return [
+        row
+        for row in results
+        if row.model == "pixels" or row.model.startswith("random:") or digests.get(row.model) == row.sha256
+    ]
+
+
+def beside(info: zoo.ModelInfo, results: Sequence[Result]) -> list[Result]:
+    """Results of one model and, on the same data, of its network with random weights and of raw pixels."""
+    data = {row.data for row in results if row.model == info.id}
+    compared = (info.id, f"random:{info.arch}@{info.input_size[1]}", "pixels")
+    return [row for row in results if row.model in compared and row.data in data]
+
+
+def _with_table(readme: str, table: str) -> str:
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise CardsError(f"README.md needs the lines {BEGIN} and {END}, between which its table of results belongs.")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"

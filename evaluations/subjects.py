@@ -1,0 +1,178 @@
+"""What is evaluated: encoders, the same with random weights, raw pixels; how each sees an image and makes features."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from random import Random
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sslzoo import weights, zoo
+from sslzoo.data import ImageSet
+from sslzoo.encoder import Encoder, create, load
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class EvaluationError(ValueError):
+    """Something cannot be evaluated; the message says what is needed."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a function from images to features.
+
+    Attributes:
+        name: As results.csv has it.
+        sha256: Of its weights, or "".
+        encode: Images (B, C, H, W) -> features (B, D).
+        centre: PIL image -> its one view without randomness, (C, H, W).
+        view: PIL image, random numbers -> a random view of the same size, PIL.
+        mean: With `std`, by channel, for pixels in [0, 1]: how random views are normalised.
+        std: See `mean`.
+        max_views: At most so many random views an image make sense.
+    """
+
+    name: str
+    sha256: str
+    encode: nn.Module
+    centre: Callable[[Image.Image], Tensor]
+    view: Callable[[Image.Image, Random], Image.Image]
+    mean: Sequence[float]
+    std: Sequence[float]
+    max_views: int
+
+
+def open_subject(model: str, seed: int, images: ImageSet) -> Subject:
+    """Find what the user wants evaluated.
+
+    Args:
+        model: Zoo id or alias, folder of a run, "random:ID", "random:ARCH" or "random:ARCH@SIZE", or "pixels".
+        seed: Of random weights.
+        images: The training images: "pixels" takes its size from them.
+
+    Raises:
+        EvaluationError: No such architecture, or images of several sizes for "pixels".
+        sslzoo.zoo.UnknownModelError: No such model.
+        sslzoo.weights.WeightsError: Its files are damaged.
+    """
+    if model == "pixels":
+        return _pixels(images)
+    if model.startswith("random:"):
+        encoder = _random(model.removeprefix("random:"), seed)
+        state = {key: value.contiguous() for key, value in encoder.model.state_dict().items()}
+        digest = sha256(safetensors.torch.save(state)).hexdigest()
+        return _subject(f"random:{encoder.arch}@{encoder.input_size[1]}", digest, encoder)
+    folder = weights.locate(model)
+    encoder = load(folder)
+    block = encoder.config.get("sslzoo") or {}
+    bundled = folder.parent == weights.BUNDLED
+    name = folder.name if bundled else f"run:{block.get('method')}-{encoder.arch}-{block.get('dataset')}"
+    return _subject(name, weights.sha256(folder / weights.WEIGHTS), encoder)
+
+
+def _random(name: str, seed: int) -> Encoder:
+    """The network of a zoo id with random weights, or of "ARCH@SIZE"."""
+    try:
+        row = zoo.info(name)
+    except zoo.UnknownModelError:
+        arch, _, size = name.partition("@")
+        if size and not size.isdigit():
+            raise EvaluationError(
+                f"random:{name}: the size after @ must be a number of pixels, got {size!r}."
+            ) from None
+        try:
+            return create(arch, seed=seed, image_size=int(size) if size else None)
+        except ValueError as error:
+            raise EvaluationError(f"random:{name}: {error}") from error
+    return create(row.arch, seed=seed, image_size=row.input_size[1])
+
+
+def _subject(name: str, digest: str, encoder: Encoder) -> Subject:
+    cfg = encoder.config["pretrained_cfg"]
+    channels, height, width = encoder.input_size
+    view = RandomCrop((height, width), "L" if channels == 1 else "RGB")
+    return Subject(name, digest, encoder, encoder.transform, view, tuple(cfg["mean"]), tuple(cfg["std"]), sys.maxsize)
+
+
+def _pixels(images: ImageSet) -> Subject:
+    """Raw pixels. Their one other view is the mirror image: a cropped image has its pixels in other places."""
+    return Subject("pixels", "", nn.Flatten(), Pixels(images.size(0)), mirrored, MEAN, STD, max_views=1)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A view: a random crop of 8 to 100 % of the area and aspect ratio 3/4 to 4/3, resized, mirrored half of the time.
+
+    As torchvision's RandomResizedCrop and RandomHorizontalFlip, in one call of Pillow: a third of their time.
+
+    Attributes:
+        size: (height, width) of the view, pixels.
+        mode: Pillow's mode, "RGB" or "L".
+    """
+
+    size: tuple[int, int]
+    mode: str = "RGB"
+
+    def __call__(self, image: Image.Image, random: Random) -> Image.Image:
+        """A view of `image`, drawn from `random`."""
+        left, top, width, height = self.box(image.width, image.height, random)
+        box = (left, top, left + width, top + height)
+        view = image.convert(self.mode).resize(self.size[::-1], Image.Resampling.BICUBIC, box=box)
+        return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else view
+
+    @staticmethod
+    def box(width: int, height: int, random: Random) -> tuple[int, int, int, int]:
+        """Left, top, width and height of a random crop, pixels; the whole image if ten draws do not fit into it."""
+        for _ in range(10):
+            area = width * height * random.uniform(0.08, 1.0)
+            ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return random.randint(0, width - w), random.randint(0, height - h), w, h
+        return 0, 0, width, height
+
+
+def mirrored(image: Image.Image, random: Random) -> Image.Image:
+    """The mirror image, whatever `random` says."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """PIL image -> its normalised pixels, (3, H, W).
+
+    Attributes:
+        size: (height, width) that all images must have.
+    """
+
+    size: tuple[int, int]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Raises EvaluationError for an image of another size."""
+        if (image.height, image.width) != self.size:
+            raise EvaluationError(
+                f"pixels needs images of one size; this one is {image.height}×{image.width}, "
+                f"the first {self.size[0]}×{self.size[1]}"
+            )
+        return normalise(to_tensor(image)[None], MEAN, STD)[0]
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """(C, H, W), uint8."""
+    pixels = np.asarray(image)
+    return torch.from_numpy((pixels[..., None] if pixels.ndim == 2 else pixels).transpose(2, 0, 1).copy())
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, C, H, W), uint8 -> float32, as an encoder takes it."""
+    shape = (-1, 1, 1)
+    return (images / 255 - images.new_tensor(mean, dtype=torch.float32).view(shape)) / images.new_tensor(
+        std, dtype=torch.float32
+    ).view(shape)

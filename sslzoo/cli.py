@@ -1,0 +1,145 @@
+"""The command `sslzoo`: list, info, embed, probe, demo and pretrain.
+
+Modules that need torch are imported by the commands, so that `sslzoo --help` and `sslzoo list` answer at once.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sslzoo import console, zoo
+
+app = console.new_app()
+
+Model = Annotated[str, typer.Argument(help="Zoo id or alias (see `sslzoo list`), or a model folder.")]
+Data = Annotated[str, typer.Argument(help="Folder of images, .npy or .npz array, or saved HF data set.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Entry point of the command `sslzoo`."""
+    app(prog_name="sslzoo")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"sslzoo {version('sslzoo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Self-supervised image encoders: find, use, probe and pretrain them."""
+
+
+@app.command("list")
+def list_(
+    method: Annotated[str | None, typer.Option(help="Only this pretraining method, such as byol.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Only this architecture, such as resnet50.")] = None,
+    data: Annotated[str | None, typer.Option(help="Only pretrained on this, such as cifar10.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Only with this licence, such as apache-2.0.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the models of the zoo."""
+    models = zoo.list_models(method=method, arch=arch, data=data, licence=licence)
+    print(_json([asdict(model) for model in models]) if as_json else models)
+
+
+@app.command()
+def info(model: Annotated[str, typer.Argument(metavar="ID", help="Zoo id or alias.")], as_json: AsJson = False) -> None:
+    """Show what is known about one model of the zoo."""
+    row = zoo.info(model)
+    print(_json(asdict(row)) if as_json else row)
+
+
+@app.command()
+def embed(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .npz, .npy or .parquet.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read images; default: chosen for you.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cuda; default: the CPU, or what accelerate gives a process.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with what an earlier run left.")] = True,
+) -> None:
+    """Write the features of images to a file.
+
+    Their paths and labels go with them. Images that cannot be read are left out and listed.
+    """
+    from sslzoo.encoder import load
+    from sslzoo.features import embed_to_file
+
+    print(
+        embed_to_file(load(model), data, out, batch_size=batch_size, num_workers=workers, device=device, resume=resume)
+    )
+
+
+@app.command()
+def probe(
+    model: Model,
+    data: Data,
+    test: Annotated[str | None, typer.Option(help="Labelled images to test on; default: a part of DATA.")] = None,
+    test_fraction: Annotated[float, typer.Option(help="How much of DATA that is.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Decides which images are held out.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for report.json and confusion.png.")] = None,
+) -> None:
+    """Measure classifiers on frozen features.
+
+    A linear one and kNN are fitted on features of labelled images and tested on others.
+    """
+    from sslzoo import probes
+
+    report = probes.probe(model, data, test=test, test_fraction=test_fraction, seed=seed, progress=True)
+    print(report)
+    if out is not None:
+        from sslzoo.plots import confusion_picture
+
+        title = f"{report.model}, linear probe: {report.linear:.1%} right"
+        confusion_picture(report.confusion, report.classes, out / "confusion.png", title)
+        (out / "report.json").write_text(_json({**asdict(report), "per_class": report.per_class}), encoding="utf-8")
+        print(f"wrote {out / 'report.json'} and {out / 'confusion.png'}")
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with a sub-folder of images a class; default: scikit-learn's digits.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("sslzoo-demo"),
+    model: Annotated[
+        list[str] | None, typer.Option(help="Zoo id, alias or model folder; may be repeated. Default: small ones.")
+    ] = None,
+) -> None:
+    """See what encoders do with 10 labels a class.
+
+    Encoders of the zoo beside the same networks with random weights and beside raw pixels.
+    """
+    from sslzoo.demo import run
+
+    print(run(data, out, model or [], say=lambda text: typer.echo(text, err=True)))
+
+
+@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def pretrain(words: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Pretrain an encoder on unlabelled images."""
+    # handed over as they are: the options of pretraining stand in one place
+    from sslzoo_training.__main__ import app as training
+
+    training(["pretrain", *(words or [])], prog_name="sslzoo")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=lambda array: array.tolist())

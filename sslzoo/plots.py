@@ -1,0 +1,181 @@
+"""Pictures of results: confusion matrix, accuracy bars, contact sheet. Drawn to files, without a display or pyplot.
+
+confusion_picture(matrix, ["cat", "dog"], Path("confusion.png"), title="byol-resnet18 on pets")
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image
+
+DPI = 120
+# Okabe & Ito's palette: told apart with every common kind of colour blindness.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+WRONG = "#D55E00"
+LABEL_LENGTH = 24  # characters; longer names lose their middle
+COUNTED = 20  # classes; beyond, the cells are too small for counts
+_CHARACTER = 0.085  # inches; a little more than the mean width at 9 points
+
+Array = np.ndarray[Any, Any]
+
+
+def confusion_picture(matrix: Array, classes: Sequence[str], path: Path, title: str = "") -> None:
+    """Draw a confusion matrix as a PNG file: coloured by the share of each true class, labelled with counts.
+
+    With more than `COUNTED` classes the labels are percentages of the true class instead, and zeros stay empty.
+
+    Args:
+        matrix: (K, K) counts; rows are the true classes, columns the predictions.
+        classes: Names of the K classes.
+        path: Where to write the picture; its folder is made.
+        title: Above the picture.
+
+    Raises:
+        ValueError: The matrix does not fit the classes.
+    """
+    k = len(classes)
+    matrix = np.asarray(matrix)
+    if k == 0 or matrix.shape != (k, k):
+        raise ValueError(f"{k} classes need a matrix of shape ({k}, {k}), got {matrix.shape}.")
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    names = [_label(name) for name in classes]
+    cell = min(max(6 / k, 0.3), 1.1)
+    label = _CHARACTER * max(map(len, names))
+    side = max(k * cell + label + 0.8, 3.5)
+    figure = _figure(side, side + 0.4)
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(k), names, rotation=0 if label < cell else 90, fontsize=9)
+    axes.set_yticks(range(k), names, fontsize=9)
+    axes.set_xlabel("predicted" + (" (numbers: % of the true class)" if k > COUNTED else ""))
+    axes.set_ylabel("true")
+    axes.spines[:].set_visible(False)
+    _write_cells(axes, matrix, shares, cell)
+    _save(figure, path, title)
+
+
+def _write_cells(axes: Axes, matrix: Array, shares: Array, cell: float) -> None:
+    percent = len(matrix) > COUNTED
+    texts = np.rint(100 * shares).astype(int) if percent else matrix
+    widest = len(str(texts.max()))
+    size = min(11.0, 72 * cell / (0.75 * max(widest, 2)))  # points; a digit is about 0.64 of them wide
+    for i, j in np.ndindex(*matrix.shape):
+        if percent and texts[i, j] == 0:
+            continue
+        colour = "white" if shares[i, j] > 0.55 else "black" if matrix[i, j] else "0.6"
+        axes.text(j, i, str(texts[i, j]), ha="center", va="center", color=colour, fontsize=size)
+
+
+def bars_picture(
+    rows: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    path: Path,
+    title: str = "",
+    *,
+    errors: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Draw accuracies as horizontal bars in a PNG file, one group a row and one colour a column.
+
+    Args:
+        rows: What was measured, such as models; the first stands on top.
+        values: Column name -> accuracies in [0, 1], one a row.
+        path: Where to write the picture; its folder is made.
+        title: Above the picture.
+        errors: Column name -> standard deviations, drawn as whiskers.
+
+    Raises:
+        ValueError: A column has more or fewer values than there are rows.
+    """
+    for name, column in values.items():
+        if len(column) != len(rows):
+            raise ValueError(f"{len(rows)} rows need {len(rows)} values, {name!r} has {len(column)}.")
+    names = [_label(row, 40) for row in rows]
+    height = 0.8 / len(values)  # of a bar; groups are 1 apart
+    inches = 1.3 + len(rows) * (0.16 + 0.26 * len(values))
+    figure = _figure(6.5 + _CHARACTER * max(map(len, names)), inches)
+    axes = figure.add_subplot()
+    for i, (name, column) in enumerate(values.items()):
+        places = np.arange(len(rows)) + (i - (len(values) - 1) / 2) * height
+        spread = None if errors is None else 100 * np.asarray(errors[name])
+        percent = 100 * np.asarray(column)
+        axes.barh(places, percent, height, xerr=spread, color=COLOURS[i % len(COLOURS)], ecolor="0.25", label=name)
+        ends = percent if spread is None else percent + spread
+        for place, end, value in zip(places, ends, percent, strict=True):
+            axes.text(end + 0.8, place, f"{value:.1f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 108)  # room for "100.0" behind the longest bar
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("accuracy (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower right", ncols=len(values), frameon=False)
+    _save(figure, path, title)
+
+
+def contact_sheet(
+    images: Sequence[Image.Image],
+    truth: Sequence[str],
+    predicted: Sequence[str],
+    path: Path,
+    title: str = "",
+    *,
+    columns: int = 6,
+) -> None:
+    """Draw images in a grid as a PNG file, each above its true and its predicted class.
+
+    Args:
+        images: PIL images of any sizes.
+        truth: Their classes.
+        predicted: What a model said; wrong ones are marked with a cross and colour.
+        path: Where to write the picture; its folder is made.
+        title: Above the picture.
+        columns: Images in a row, at most.
+
+    Raises:
+        ValueError: No images, or not one class and one prediction for each.
+    """
+    if not len(images) == len(truth) == len(predicted) or not images:
+        raise ValueError(
+            f"Needs one class and one prediction an image, got {len(images)}, {len(truth)}, {len(predicted)}."
+        )
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = _figure(1.7 * max(columns, 3), 2.05 * rows + 0.4)
+    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, image, true, said in zip(cells, images, truth, predicted, strict=False):
+        right = true == said
+        # small images are shown with their pixels, not blurred
+        axes.imshow(image.convert("RGB"), interpolation="nearest" if max(image.size) < 64 else "antialiased")
+        text = f"true: {_label(true, 14)}\n{'✓' if right else '✗'} said: {_label(said, 14)}"
+        axes.annotate(text, (0.5, 0), (0, -4), "axes fraction", "offset points", ha="center", va="top", fontsize=8,
+                      color="black" if right else WRONG)  # fmt: skip
+    _save(figure, path, title)
+
+
+def _label(name: str, length: int = LABEL_LENGTH) -> str:
+    """Shorten a name in the middle, and keep matplotlib from reading "$" as mathematics."""
+    if len(name) > length:
+        tail = (length - 1) // 2
+        name = f"{name[: length - 1 - tail]}…{name[-tail:]}"
+    return name.replace("$", r"\$")
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Make a figure of this size in inches, with some air around its parts."""
+    return Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+
+
+def _save(figure: Figure, path: Path, title: str) -> None:
+    lines = textwrap.wrap(title, width=int(figure.get_figwidth() / 0.1))  # a character at 12 points is 0.1 inch wide
+    figure.suptitle("\n".join(lines).replace("$", r"\$"), fontsize=12)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

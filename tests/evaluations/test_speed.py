@@ -1,0 +1,131 @@
+import cProfile
+import importlib.util
+import os
+import pstats
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslzoo_evaluations.speed import pretrain, startup
+from sslzoo_evaluations.speed.measure import ChildError, Cost, Spread, confined, run_child
+
+BURN = "import time\nwhile time.process_time() < {seconds}: pass"
+
+
+def test_spread():
+    spread = Spread.of([3.0, 1.0, 2.25])
+    assert spread == Spread(2.25, 1.0, 3.0)
+    assert spread.show(1) == "2.2 (1.0–3.0)"
+
+
+def test_child_cost_counts_grandchildren_and_not_sleep():
+    burn = BURN.format(seconds=0.3)
+    code = (
+        f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {burn!r}]); time.sleep(0.8); print('hi')"
+    )
+    cost, output = run_child([sys.executable, "-c", code])
+    idle, _ = run_child([sys.executable, "-c", ""])
+    assert output == "hi\n"
+    assert 0.28 < (cost - idle).cpu < 0.9
+    assert cost.wall > 1.0
+
+
+def test_failed_child_is_an_error_with_its_last_words():
+    with pytest.raises(ChildError, match="no such luck"):
+        run_child([sys.executable, "-c", "raise SystemExit('no such luck')"])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")
+def test_confined_binds_children_and_gives_back():
+    before = os.sched_getaffinity(0)
+    with confined(1):
+        _, cpus = run_child([sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"])
+    assert int(cpus) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_startup_sees_torch_in_a_fresh_process():
+    assert startup.start("import sys; sys.modules['torch'] = None")[1]
+    cost, torch = startup.start("import sslzoo")
+    assert not torch
+    assert 0 < cost.cpu < cost.wall + 0.5
+    late = startup.row("x", [Cost(0.1, 0.3)] * 3, torch=False, most=0.2)
+    heavy = startup.row("x", [Cost(0.1, 0.1)] * 3, torch=True, most=0.2)
+    fine = startup.row("x", [Cost(0.1, 0.1), Cost(0.1, 0.1), Cost(9.0, 9.0)], torch=False, most=0.2)
+    assert [line.endswith("MISSED") for line in (late, heavy, fine)] == [True, True, False]
+
+
+def test_job_from_photographs(tmp_path):
+    job = pretrain.make_job(None, tmp_path, steps=2, batch_size=4)
+    names = sorted(path.name for path in job.long.iterdir())
+    assert len(names) == 12
+    assert job.images == 8
+    assert len(list(job.short.iterdir())) == 4
+    pixels = [np.asarray(Image.open(job.long / name)) for name in names]
+    assert {image.shape for image in pixels} == {(32, 32, 3)}
+    assert len({image.tobytes() for image in pixels}) == 12
+
+
+def test_job_from_a_folder(tmp_path):
+    for i in range(6):
+        folder = tmp_path / "data" / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
+    job = pretrain.make_job(tmp_path / "data", tmp_path / "job", steps=1, batch_size=3)
+    assert len(list(job.long.iterdir())) == 6
+    with pytest.raises(ValueError, match="has 6 images, 9 are needed"):
+        pretrain.make_job(tmp_path / "data", tmp_path / "other", steps=2, batch_size=3)
+
+
+def test_table_is_relative_to_the_first_contender():
+    costs = {"theirs": [Cost(8.0, 4.0), Cost(12.0, 6.0), Cost(10.0, 5.0)], "ours": [Cost(4.0, 2.0)] * 3}
+    header, theirs, ours = pretrain.table("byol", 1000, costs).splitlines()
+    assert header.startswith("byol")
+    assert theirs.split() == ["theirs", "10.00", "(8.00–12.00)", "200", "(167–250)", "1.00"]
+    assert ours.split() == ["ours", "4.00", "(4.00–4.00)", "500", "(500–500)", "0.40"]
+
+
+def test_seconds_in_finds_a_function_by_file_and_name(tmp_path):
+    profile = cProfile.Profile(time.process_time)
+    profile.runcall(_outer)
+    stats = pstats.Stats(profile)
+    assert 0.1 <= pretrain.seconds_in(stats, "test_speed.py", "_inner") < 0.3
+    assert pretrain.seconds_in(stats, "test_speed.py", "_outer") >= 0.2
+    with pytest.raises(LookupError, match="_gone"):
+        pretrain.seconds_in(stats, "test_speed.py", "_gone")
+
+
+def _outer() -> None:
+    _inner()
+    _burn()
+
+
+def _inner() -> None:
+    _burn()
+
+
+def _burn() -> None:
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+
+
+def test_the_profile_looks_for_functions_that_exist():
+    # found by source and not by import: this test must not be slow, and evaluations do not know training
+    source = Path(importlib.util.find_spec("sslzoo_training").origin).with_name("loop.py").read_text()
+    assert "def _views(" in source
+    assert "def _step(" in source
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("lightly") is None, reason="needs the extra [bench]")
+@pytest.mark.parametrize("method", ["byol", "simsiam"])
+def test_pretrain_end_to_end(method, capsys):
+    assert pretrain.main(["--methods", method, "--repeats", "1", "--steps", "2", "--batch-size", "16"]) == 0
+    output = capsys.readouterr().out
+    for name in ("lightly, float32", "sslzoo, bf16", "augmentation in sslzoo"):
+        assert name in output

@@ -1,0 +1,176 @@
+import re
+from importlib.util import find_spec
+
+import pytest
+import torch
+import torchvision
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import sslzoo
+from sslzoo import weights
+from sslzoo.card import render_card, results_table
+from sslzoo.zoo import ModelInfo
+
+NAME = "byol-resnet18quarter-cifar10"
+
+
+def config_of(encoder, arch):
+    block = {
+        "schema": 1,
+        "method": "byol",
+        "dataset": "cifar10",
+        "recipe": {"arch": arch, "image_size": 64, "epochs": 30, "batch_size": 128, "seed": 7},
+        "command": "sslzoo pretrain byol --recipe r --seed 7 --data DATA --out RUN",
+        "paper": {"title": "A Title", "authors": "Grill, Jean and others", "year": 2020, "url": "https://x.org/1"},
+        "run": {"images": 50000, "steps": 11700, "seconds": 5400, "device": "CPU", "processes": 2, "commit": "abc1234"},
+    }
+    return {**encoder.config, "sslzoo": block}
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return sslzoo.create("resnet18quarter", seed=0, image_size=64)
+
+
+@pytest.fixture(scope="module")
+def config(encoder):
+    return config_of(encoder, "resnet18quarter")
+
+
+@pytest.fixture(scope="module")
+def info():
+    return ModelInfo(
+        NAME, "byol", "resnet18quarter", "cifar10", "apache-2.0", 128, 701720, (3, 64, 64), "ab", 1, "bundled", 30,
+        "2 CPU cores", "A Title. Grill et al. 2020", "https://x.org/1", "A thin encoder.",
+    )  # fmt: skip
+
+
+def row(model, protocol, value, seed=0, data="cifar10"):
+    return {
+        "model": model, "protocol": protocol, "data": data, "metric": "top1", "value": value, "seed": seed,
+        "n_train": 50000, "n_test": 10000, "commit": "1a2b3c4", "date": "2026-01-31",
+    }  # fmt: skip
+
+
+ROWS = [
+    row("pixels", "linear", 0.4),
+    row("random:resnet18quarter@64", "linear", 0.3, seed=0),
+    row("random:resnet18quarter@64", "linear", 0.32, seed=1),
+    row(NAME, "linear", 0.7512),
+    row(NAME, "knn", 0.7),
+    row("pixels", "knn", 0.35),
+]
+
+
+def test_the_table_goes_from_best_to_worst_and_averages_seeds():
+    assert results_table(ROWS).splitlines() == [
+        "| top-1 accuracy on CIFAR-10, test | linear probe | kNN |",
+        "| --- | ---: | ---: |",
+        f"| `{NAME}` | 75.1 % | 70.0 % |",
+        "| raw pixels | 40.0 % | 35.0 % |",
+        "| random weights (resnet18quarter, 64 px) | 31.0 % (30.0 %–32.0 %, 2 seeds) | – |",
+    ]
+
+
+def test_each_data_set_has_its_table():
+    tables = results_table([*ROWS, row("pixels", "knn", 0.9, data="digits")]).split("\n\n")
+    assert len(tables) == 2
+    assert tables[1] == "| top-1 accuracy on digits, test | kNN |\n| --- | ---: |\n| raw pixels | 90.0 % |"
+
+
+def test_the_front_matter_is_what_the_hub_reads(config, info):
+    data = ModelCard(render_card(NAME, config, ROWS, info)).data  # raises for a model-index that lacks something
+    assert data.library_name == "timm"
+    assert data.license == "apache-2.0"
+    assert data.datasets == ["uoft-cs/cifar10"]
+    assert data.pipeline_tag == "image-feature-extraction"
+    assert {"timm", "transformers", "sslzoo", "byol"} <= set(data.tags)
+    found = {(r.task_name, r.metric_value, r.dataset_split) for r in data.eval_results}
+    assert found == {("linear probe on frozen features", 0.7512, "test"), ("kNN on frozen features", 0.7, "test")}
+
+
+def test_a_zoo_card_tells_what_ran(config, info):
+    text = render_card(NAME, config, ROWS, info)
+    for part in (
+        "A thin encoder.", "0.70 M parameters", "50 000 images", "11 700 steps of 128 images", "| seed | 7 |",
+        "1.5 hours", "2 CPU cores", "sslzoo pretrain byol --recipe r --seed 7", "commit 1a2b3c4", "no licence",
+        "50 000 training and 10 000 test images", "Weights: apache-2.0", "@misc{grill2020byol,", "title = {A Title}",
+        "30 epochs are few",
+    ):  # fmt: skip
+        assert part in text, part
+    assert " None" not in text
+
+
+def test_a_runs_card_claims_no_licence_and_no_result(config):
+    text = render_card("byol-resnet18quarter-cifar10", config)
+    data = ModelCard(text).data
+    assert data.license is None
+    assert data.eval_results is None
+    assert "Not measured yet" in text
+    assert "apache" not in text.lower()
+    assert "| hardware | 2 × CPU |" in text
+    assert " None" not in text
+
+
+def test_a_card_of_little_known_data_and_an_older_config(config):
+    block = {**config["sslzoo"], "dataset": "mine", "run": {}}
+    del block["paper"], block["command"]
+    text = render_card("byol-resnet18quarter-mine", {**config, "sslzoo": block})
+    assert ModelCard(text).data.datasets is None
+    assert "Citation" not in text
+    assert " None" not in text
+
+
+def snippets(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("arch", ["resnet18quarter", "resnet18"])
+def test_the_snippets_of_a_card_run_and_give_the_encoders_features(tmp_path, monkeypatch, arch):
+    encoder = sslzoo.create(arch, seed=0, image_size=64)
+    config = config_of(encoder, arch)
+    card = render_card("a", config)
+    weights.write_folder(tmp_path, config, encoder.model.state_dict(), card)
+    monkeypatch.chdir(tmp_path)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    scope = {"image": Image.new("RGB", (70, 90), "teal"), "images": images}
+    with torch.inference_mode():
+        expected = encoder(images)
+        for code in snippets(card):
+            library = code.split()[1].partition(".")[0] if code.startswith(("import", "from")) else ""
+            if library and find_spec(library) is None:
+                continue  # transformers and segmentation_models_pytorch are no dependencies
+            exec(code, scope)
+            features = _features(library, scope, images)
+            if features is not None:
+                assert torch.allclose(features, expected, atol=1e-5), library
+    assert scope["features"].shape == (1, encoder.num_features)
+    assert len(scope["maps"]) == 5
+
+
+def _features(library, scope, images):
+    """Pooled features of the model that a snippet loaded."""
+    model = scope["model"].eval() if "model" in scope else None
+    if library == "timm":
+        return model.forward_head(model.forward_features(images), pre_logits=True)
+    if library == "transformers":
+        return model(images).pooler_output
+    if library == "torchvision":
+        assert isinstance(model, torchvision.models.ResNet)
+        model.fc = torch.nn.Identity()
+        return model(images)
+    if library == "segmentation_models_pytorch":
+        return model.encoder(images)[-1].mean((2, 3))
+    return None
+
+
+def test_libraries_are_named_where_they_can_load_the_network(config):
+    text = render_card("a", config)
+    assert "segmentation_models_pytorch" in text
+    assert "torchvision" not in text
+    assert "torchvision" in render_card("a", {**config, "model_args": {}})
+    vit = {**config, "architecture": "vit_small_patch16_224", "model_args": {}}
+    text = render_card("a", vit)
+    assert "segmentation_models" not in text
+    assert "torchvision" not in text
