@@ -53,7 +53,7 @@ def encode(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Generator[Batch]:
-    """Encode images, in eval mode and float32; nothing is kept of a batch.
+    """Encode images in eval mode, a batch at a time; nothing is kept of a batch.
 
     The encoder is back in its modes and on its device when the generator ends or is closed.
 

@@ -48,7 +48,7 @@ def embed(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Array:
-    """Return the features of images, in their order. The encoder computes in eval mode and float32 here.
+    """Return the features of images, in their order, computed in eval mode.
 
     Args:
         encoder: The encoder. Its modes (training or not) and its device are the same afterwards.
@@ -140,7 +140,7 @@ def embed_to_file(
     """Write the features of a set of images of any size to a file; `read_features` reads it.
 
     Finished chunks are kept in the folder `out` + ".partial" until the file is complete: the same call, after an
-    interruption, goes on from there. Memory holds the names of all images and the features of one chunk.
+    interruption, goes on from there (and does not try again what it could not read). Memory holds the names of all images and the features of one chunk.
     Started by `accelerate launch` or `torchrun`, the processes share the work, on one file system.
 
     Unreadable images are left out, and listed in `out` + ".skipped.csv".
@@ -162,6 +162,8 @@ def embed_to_file(
     """
     out = Path(out)
     check_path(out)
+    if min(chunk, batch_size) < 1:
+        raise ValueError(f"chunk and batch_size must be at least 1, got {chunk} and {batch_size}.")
     images = open_images(source)
     folder = out.with_name(f"{out.name}.partial")
     files = [folder / f"{i:08d}.npz" for i in range(-(-len(images) // chunk))]
@@ -225,9 +227,10 @@ def _open_folder(folder: Path, manifest: dict[str, Any], resume: bool) -> None:
 
 def _manifest(encoder: "Encoder", images: ImageSet, chunk: int) -> dict[str, Any]:
     """What the chunks depend on; the keys are the words of the error message."""
+    settings = {key: encoder.config[key] for key in ("architecture", "model_args", "pretrained_cfg")}
     return {
         "weights": _hash_weights(encoder),
-        "encoder settings": encoder.config,
+        "encoder settings": json.loads(json.dumps(settings)),  # as it comes back from the file: no tuples
         "images": _hash_images(images),
         "chunk size": chunk,
     }
@@ -243,7 +246,7 @@ def _hash_weights(encoder: "Encoder") -> str:
 
 def _hash_images(images: ImageSet) -> str:
     """Of all names and labels, and the pixels of eight images: arrays that differ have the same names, "000000", ..."""
-    digest = hashlib.sha256("\0".join(images.names).encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256("\0".join(images.names).encode("utf-8", "surrogatepass"))
     digest.update(json.dumps(images.classes).encode())
     digest.update(b"" if images.labels is None else images.labels.tobytes())
     for i in np.unique(np.linspace(0, len(images) - 1, 8, dtype=np.int64)).tolist():
@@ -294,18 +297,24 @@ def _merge(out: Path, images: ImageSet, num_features: int, files: list[Path], n_
         with np.load(file) as part:
             indices.append(part["index"])
             bad = zip(part["skipped"].tolist(), part["reasons"].tolist(), strict=True)
-            skipped += [(images.names[position], reason) for position, reason in bad]
+            skipped += [(_writable(images.names[position]), _writable(reason)) for position, reason in bad]
     index = np.concatenate(indices)
     if len(index) == 0:
+        shutil.rmtree(files[0].parent)  # or the next call would not look at them again
         raise EmptyDatasetError(f"None of the {len(images):,} images can be read: {': '.join(skipped[0])}, ...")
     _skipped_file(out).unlink(missing_ok=True)
     if skipped:
         write_table(_skipped_file(out), ("name", "reason"), skipped)
     labels = None if images.labels is None else images.labels[index]
-    rows = Rows([images.names[i] for i in index.tolist()], labels, images.classes)
+    rows = Rows([_writable(images.names[i]) for i in index.tolist()], labels, images.classes)
     write_features(out, rows, num_features, (_features(file) for file in files))
     shutil.rmtree(files[0].parent)
     return EmbedReport(out, len(index), num_features, skipped, n_resumed)
+
+
+def _writable(name: str) -> str:
+    """The name of a file may be no text at all; the bytes that are not become \\udc80 to \\udcff."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _features(chunk: Path) -> Array:

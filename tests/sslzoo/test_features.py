@@ -200,6 +200,21 @@ def test_nothing_but_damaged_images_is_an_error(encoder: Encoder, tmp_path: Path
     with pytest.raises(EmptyDatasetError, match=r"None of the 7 images can be read: 0.png"):
         write(encoder, tmp_path, tmp_path / "features.npz")
     assert not (tmp_path / "features.npz").exists()
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")  # mended: it is looked at again
+    assert write(encoder, tmp_path, tmp_path / "features.npz").n_images == 1
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_names_that_are_no_text_do_not_end_the_work(encoder: Encoder, tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    try:
+        shutil.copy(tmp_path / "x.png", os.fsencode(folder) + b"/\xe9.png")
+    except OSError:
+        pytest.skip("this file system takes text only")
+    write(encoder, folder, tmp_path / f"features{suffix}")
+    assert read_features(tmp_path / f"features{suffix}").names == ["\\udce9.png"]
 
 
 def test_a_bad_target_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +227,8 @@ def test_a_bad_target_is_refused_before_any_work(tmp_path: Path, monkeypatch: py
     ):
         with pytest.raises(error, match=words):
             write(None, None, tmp_path / name)  # neither encoder nor images are looked at
+    with pytest.raises(ValueError, match="at least 1, got 0 and 3"):
+        embed_to_file(None, None, tmp_path / "f.npz", batch_size=3, chunk=0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Cannot read features"):
         read_features(tmp_path / "f.csv")
     np.savez(tmp_path / "other.npz", a=1)
@@ -338,7 +355,7 @@ class Wide(nn.Module):
     """Half a megabyte of features an image, so that features outweigh all else."""
 
     num_features = 131_072
-    config: dict[str, Any] = {}  # noqa: RUF012
+    config: dict[str, Any] = {"architecture": "wide", "model_args": {}, "pretrained_cfg": {"mean": (0, 1)}}  # noqa: RUF012
 
     def __init__(self) -> None:
         super().__init__()

@@ -62,9 +62,16 @@ class OfTables(EncoderFeatures):
         return tags
 
 
-@pytest.mark.parametrize("of", ["folder", "encoder"])
-def test_scikit_learn_finds_nothing_wrong(model: str, encoder: Encoder, of: str) -> None:
-    results = check_estimator(OfTables(model if of == "folder" else encoder), on_skip=None)  # raises at a failure
+def test_scikit_learn_finds_nothing_wrong(model: str) -> None:
+    results = check_estimator(OfTables(model), on_skip=None)  # raises at a failure
+    assert sum(result["status"] == "passed" for result in results) > 30
+
+
+def test_scikit_learn_finds_nothing_wrong_around_an_encoder(encoder: Encoder) -> None:
+    unfit = {
+        "check_estimators_overwrite_params": "compares joblib.hash, which differs between a module and its own deepcopy"
+    }
+    results = check_estimator(OfTables(encoder), expected_failed_checks=unfit, on_skip=None)
     assert sum(result["status"] == "passed" for result in results) > 30
 
 
@@ -240,7 +247,7 @@ def test_probe_on_a_test_folder_leaves_out_damaged_images(model: str, photo_fold
     report = probe(model, photo_folder, test=test)
     assert (report.n_train, report.n_test) == (24, 21)
     assert [name for name, _ in report.skipped] == ["china/x.png"]
-    assert "1 images could not be read, such as china/x.png" in str(report)
+    assert "left out as unreadable: 1, such as china/x.png: " in str(report)
     assert report.model == model
     assert report.confusion.sum(axis=1).tolist() == [9, 12]
     assert report.linear > 0.8
