@@ -140,7 +140,8 @@ def embed_to_file(
     """Write the features of a set of images of any size to a file; `read_features` reads it.
 
     Finished chunks are kept in the folder `out` + ".partial" until the file is complete: the same call, after an
-    interruption, goes on from there (and does not try again what it could not read). Memory holds the names of all images and the features of one chunk.
+    interruption, goes on from there (and does not try again what it could not read). Memory holds the names of all
+    images and the features of one chunk.
     Started by `accelerate launch` or `torchrun`, the processes share the work, on one file system.
 
     Unreadable images are left out, and listed in `out` + ".skipped.csv".
@@ -313,7 +314,7 @@ def _merge(out: Path, images: ImageSet, num_features: int, files: list[Path], n_
 
 
 def _writable(name: str) -> str:
-    """The name of a file may be no text at all; the bytes that are not become \\udc80 to \\udcff."""
+    """Return a name as text: that of a file may hold any bytes, and those that are no text are written as escapes."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
