@@ -17,6 +17,8 @@ _MODULES = {
     "read_features": "feature_files",
     "EncoderFeatures": "probes",
     "probe": "probes",
+    "open_images": "data",
+    "read_image": "images",
     "ModelInfo": "zoo",
     "info": "zoo",
     "list_models": "zoo",
@@ -24,12 +26,14 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps the two lists equal
+    from sslzoo.data import open_images as open_images
     from sslzoo.encoder import Encoder as Encoder
     from sslzoo.encoder import create as create
     from sslzoo.encoder import load as load
     from sslzoo.feature_files import read_features as read_features
     from sslzoo.features import embed as embed
     from sslzoo.features import embed_to_file as embed_to_file
+    from sslzoo.images import read_image as read_image
     from sslzoo.probes import EncoderFeatures as EncoderFeatures
     from sslzoo.probes import probe as probe
     from sslzoo.zoo import ModelInfo as ModelInfo
