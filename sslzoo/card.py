@@ -141,7 +141,7 @@ def _use(name: str, config: Row, *, in_zoo: bool) -> str:
     snippets = [
         f'import sslzoo\n\nencoder = sslzoo.load("{name if in_zoo else "."}")\n'
         "features = encoder(encoder.transform(image)[None])  # (1, D), from a PIL image\n"
-        "maps = encoder.feature_maps(images)                 # [(B, C, h, w), ...]",
+        "maps = encoder.feature_maps(images)  # [(B, C, h, w), ...]",
         "Other libraries read the same folder:",
         found,
         'import timm\n\nmodel = timm.create_model(f"local-dir:{folder}", pretrained=True)',
