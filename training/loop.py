@@ -273,7 +273,7 @@ class Run:
 
     def _lr(self, step: int, *, constant: bool = False) -> float:
         settings = self.plan.settings
-        peak = settings.lr * settings.batch_size / 256
+        peak = settings.peak_lr
         return peak if constant else peak * lr_factor(step, self.total, settings.warmup_epochs * self.steps_per_epoch)
 
     def _reduced(self, out: dict[str, Tensor]) -> dict[str, float]:
@@ -322,7 +322,7 @@ def make_optimizer(method: Method, settings: Settings) -> torch.optim.Optimizer:
         {"params": params, "weight_decay": settings.weight_decay if decay else 0.0, "constant_lr": fixed}
         for (decay, fixed), params in groups.items()
     ]
-    lr = settings.lr * settings.batch_size / 256
+    lr = settings.peak_lr
     if settings.optimizer == "sgd":
         return torch.optim.SGD(tables, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov)
     # timm's LARS leaves groups without weight decay unadapted: norms and biases take plain SGD steps, as the papers say

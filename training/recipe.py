@@ -78,6 +78,11 @@ class Settings:
                 f"batch_size = {self.batch_size} cannot be cut into accumulate = {self.accumulate} equal parts."
             )
 
+    @property
+    def peak_lr(self) -> float:
+        """Peak learning rate of this batch size."""
+        return self.lr * self.batch_size / 256
+
 
 @dataclass(frozen=True)
 class Plan:
