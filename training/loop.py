@@ -269,6 +269,9 @@ class Run:
             generator = torch.Generator().manual_seed(_seed(self.plan.settings.seed, self.step, part, number))
             params = view.sample(sizes, generator)[rank * n : (rank + 1) * n]
             views.append(view.apply(batch.images, params).contiguous(memory_format=torch.channels_last))
+        generator = torch.Generator().manual_seed(_seed(self.plan.settings.seed, self.step, part, len(views)))
+        if (draws := self.method.draw(len(sizes), generator)) is not None:
+            views.append(draws[rank * n : (rank + 1) * n].to(batch.images.device))
         return views
 
     def _lr(self, step: int, *, constant: bool = False) -> float:
@@ -312,7 +315,7 @@ class Run:
 
 
 def make_optimizer(method: Method, settings: Settings) -> torch.optim.Optimizer:
-    """SGD or LARS in up to four groups: weight decay or not (norms, biases) x scheduled or constant rate."""
+    """SGD, LARS or Adam in up to four groups: weight decay or not (norms, biases) x scheduled or constant rate."""
     constant = {id(p) for module in method.constant_lr() for p in module.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in method.parameters():
@@ -325,6 +328,8 @@ def make_optimizer(method: Method, settings: Settings) -> torch.optim.Optimizer:
     lr = settings.peak_lr
     if settings.optimizer == "sgd":
         return torch.optim.SGD(tables, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(tables, lr=lr, betas=(settings.momentum, settings.beta2))
     # timm's LARS leaves groups without weight decay unadapted: norms and biases take plain SGD steps, as the papers say
     return timm.optim.Lars(
         tables,

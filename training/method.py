@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from . import methods
@@ -63,13 +64,22 @@ class Method(nn.Module):
         """One step on this process's share of the batch.
 
         Args:
-            views: One normalised image batch (B, 3, H, W) for each entry of `VIEWS`.
+            views: One normalised image batch (B, 3, H, W) for each entry of `VIEWS`; after them what `draw` gave for
+                these images, if anything.
             index: (B,) position of each image in the data set.
 
         Returns:
             `loss`, a scalar to minimise; `embedding` (N, D), detached: what must not collapse; other scalars to show.
         """
         raise NotImplementedError
+
+    def draw(self, images: int, generator: torch.Generator) -> Tensor | None:
+        """Random numbers of one step beside those of the views: (images, ...), one row an image, on the CPU.
+
+        Drawn for the images of all processes, which then share the rows: two processes train as one would. Random
+        numbers that `forward` draws itself differ from process to process.
+        """
+        return None
 
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step. `progress`: 0 at the first step, 1 at the end."""

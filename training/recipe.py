@@ -31,9 +31,10 @@ class Settings:
         epochs: Passes over the data.
         batch_size: Images a step over all processes and accumulated parts.
         accumulate: Parts into which a batch is cut to save memory; batch norm sees one part at a time.
-        optimizer: "sgd" or "lars".
+        optimizer: "sgd", "lars" or "adam" (weight decay added to the gradient, as in its paper).
         lr: Peak learning rate per 256 images of `batch_size`.
-        momentum: Of the optimizer.
+        momentum: Of the optimizer; Adam's first beta.
+        beta2: Adam only: momentum of the squared gradients.
         nesterov: Nesterov's form of momentum.
         weight_decay: Not applied to norms and biases.
         trust_coefficient: LARS only.
@@ -55,6 +56,7 @@ class Settings:
     optimizer: str = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
+    beta2: float = 0.999
     nesterov: bool = False
     weight_decay: float = 1e-4
     trust_coefficient: float = 0.001
@@ -68,7 +70,7 @@ class Settings:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        _one_of("optimizer", self.optimizer, ("sgd", "lars"))
+        _one_of("optimizer", self.optimizer, ("sgd", "lars", "adam"))
         _one_of("precision", self.precision, ("bf16", "no"))
         for name in ("image_size", "epochs", "batch_size", "accumulate", "monitor_every", "log_every"):
             if getattr(self, name) < 1:

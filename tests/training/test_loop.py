@@ -77,7 +77,7 @@ def test_an_epoch_visits_every_image_once_and_a_small_set_fills_a_batch() -> Non
     assert loop.epoch_order(1, 4, seed=0, epoch=0).tolist() == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adam"])
 def test_norms_and_biases_get_no_decay_and_the_target_no_optimizer(optimizer: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     net[2].requires_grad_(False)
