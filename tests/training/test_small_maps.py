@@ -58,8 +58,11 @@ def test_a_whole_network_keeps_its_weights_and_its_output() -> None:
 
 def test_what_a_matrix_product_would_not_equal_stays() -> None:
     odd = nn.Sequential(
-        nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, 3, padding="same"),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-    )  # fmt: skip
+        nn.Conv2d(4, 4, 1),
+    )
     speed_up_small_maps(odd)
     assert {type(m) for m in odd} == {nn.Conv2d}
