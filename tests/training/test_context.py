@@ -109,7 +109,7 @@ def test_an_untrained_head_is_at_chance(tiny_encoder: nn.Module) -> None:
 def test_a_gap_is_left_at_every_size(side: int, tiny_encoder: nn.Module) -> None:
     method = Context(tiny_encoder, patch=0.77, jitter=0.1, color="keep", dim=8, hidden_dim=16)
     place = torch.arange(side * side).view(1, 1, side, side).float().expand(2, 3, side, side)
-    where = torch.stack([torch.zeros(18), torch.full((18,), 1 - 2**-24)])
+    where = torch.stack([torch.zeros(9, 2), torch.full((9, 2), 1 - 2**-24)])
     patches = method.patches(place, where, torch.zeros(2, 9))
     first, last = patches[0, :, 0, 0, 0].long(), patches[1, :, 0, -1, -1].long()
     assert (first[3] // side) - (last[0] // side) > 1

@@ -103,7 +103,8 @@ class Context(Method):
 
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
         images, draws = views
-        patches = standardize(self.patches(images, *draws.split([2 * PATCHES, PATCHES], dim=1)))
+        where, channels = draws[:, : 2 * PATCHES].reshape(-1, PATCHES, 2), draws[:, 2 * PATCHES :]
+        patches = standardize(self.patches(images, where, channels))
         features = self.encoder(patches.flatten(0, 1).contiguous(memory_format=torch.channels_last))  # (9 B, D)
         embedded = self.embed(features).unflatten(0, (-1, PATCHES))  # (B, 9, dim)
         logits = self.head(embedded[:, self.pairs].flatten(2).flatten(0, 1)).float()  # (16 B, 8)
@@ -113,10 +114,19 @@ class Context(Method):
         return {"loss": loss, "embedding": features.detach(), "accuracy": accuracy}
 
     def patches(self, images: Tensor, where: Tensor, channels: Tensor) -> Tensor:
-        """(B, 9, 3, size, size), without what lenses did to their colours."""
+        """Cut patches and take away what lenses did to their colours.
+
+        Args:
+            images: (B, 3, S, S).
+            where: (B, 9, 2), uniform in [0, 1).
+            channels: (B, 9), uniform in [0, 1).
+
+        Returns:
+            (B, 9, 3, size, size).
+        """
         cell = images.shape[-1] // GRID
         size, jitter = int(self.patch * cell), int(self.jitter * cell)  # rounded down: a gap is left at any size
-        patches = cut_patches(images, where.unflatten(1, (PATCHES, 2)), size, 2 * jitter)
+        patches = cut_patches(images, where, size, 2 * jitter)
         if self.color == "drop":
             return keep_one_channel(patches, channels)
         return project_colors(patches) if self.color == "project" else patches

@@ -48,7 +48,7 @@ def squared_distances(z: Tensor, everyone: Tensor, own: Tensor) -> tuple[Tensor,
     distance = 2 - 2 * torch.einsum("bvd, nwd -> bvnw", z, everyone)
     rows = torch.arange(B, device=z.device)
     others = ~torch.eye(V, dtype=torch.bool, device=z.device)
-    positive = distance[rows, :, own][:, others].unflatten(1, (V, V - 1))
+    positive = distance[rows, :, own][:, others].view(B, V, V - 1)
     mine = nn.functional.one_hot(own, len(everyone)).bool()[:, None, :, None]  # (B, 1, N, 1)
     negative = distance.masked_fill(mine, -torch.inf).flatten(2).sort(dim=2).values[..., V:]
     return positive, negative
@@ -115,7 +115,7 @@ class Exemplar(Method):
         with torch.autocast(z.device.type, enabled=False):  # bf16 has no three digits for a distance
             everyone, first = gather_over_processes(z.flatten(1))
             own = first + torch.arange(len(z), device=z.device)
-            positive, negative = squared_distances(z, everyone.unflatten(1, z.shape[1:]), own)
+            positive, negative = squared_distances(z, everyone.view(-1, *z.shape[1:]), own)
         loss = (positive - semi_hard(positive, negative) + self.margin).clamp(min=0).mean()
         accuracy = (positive.amin(2) < negative[..., 0]).float().mean()
         return {"loss": loss, "embedding": z.detach().flatten(0, 1), "accuracy": accuracy}

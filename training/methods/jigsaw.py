@@ -91,10 +91,10 @@ class Jigsaw(Method):
 
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
         images, draws = views
-        where, which = draws.split([2 * PATCHES, self.puzzles], dim=1)
+        where, which = draws[:, : 2 * PATCHES].reshape(-1, PATCHES, 2), draws[:, 2 * PATCHES :]
         cell = images.shape[-1] // GRID
         size = round(self.tile * cell)
-        tiles = standardize(cut_patches(images, where.unflatten(1, (PATCHES, 2)), size, cell - size))
+        tiles = standardize(cut_patches(images, where, size, cell - size))
         features = self.encoder(tiles.flatten(0, 1).contiguous(memory_format=torch.channels_last))  # (9 B, D)
         embedded = self.embed(features).unflatten(0, (-1, PATCHES))  # (B, 9, dim)
         labels = (which * len(self.permutations)).long()  # (B, puzzles)
