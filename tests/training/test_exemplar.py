@@ -145,3 +145,16 @@ def test_softmax_has_a_class_for_each_image(tiny_encoder: nn.Module) -> None:
     assert out["accuracy"] == (logits.argmax(1) == index.repeat(8)).float().mean()
     with pytest.raises(ValueError, match="needs one of triplet, softmax"):
         Exemplar(tiny_encoder, loss="cosine")
+
+
+def test_a_negative_lies_strictly_beyond_its_positive_or_is_the_farthest() -> None:
+    positive = torch.tensor([[[0.0, 1.0, 1.5, 3.0, 4.0]]])
+    negative = torch.tensor([[[0.5, 1.0, 1.0, 3.0]]])
+    assert semi_hard(positive, negative).tolist() == [[[0.5, 3.0, 3.0, 3.0, 3.0]]]
+
+
+def test_bf16_does_not_round_distances(tiny_encoder: nn.Module) -> None:
+    method, outputs = method_of(tiny_encoder), vectors(5)
+    expected = method.triplet(outputs)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(method.triplet(outputs)["loss"], expected)
