@@ -5,14 +5,15 @@ python -m sslzoo_evaluations cards
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sslzoo import weights, zoo
 from sslzoo.card import render_card, results_table
 
-from .results import Result, latest, read
+from .results import PACKAGED, Result, latest, read
 
 CHECKOUT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -65,11 +66,26 @@ def _rendered(root: Path) -> dict[Path, str]:
     texts = {}
     for info in models:
         config = weights.read_config(root / "sslzoo" / "bundled" / info.id)
-        about = [asdict(row) for row in beside(info, rows)]
-        texts[root / "hub_cards" / f"{info.id}.md"] = render_card(info.id, config, about, info)
+        texts[root / "hub_cards" / f"{info.id}.md"] = _card(info, config, rows)
     readme = root / "README.md"
     texts[readme] = _with_table(readme.read_text(encoding="utf-8"), results_table([asdict(row) for row in rows]))
     return texts
+
+
+def zoo_cards(org: str) -> dict[str, str]:
+    """Cards for the repositories ORG/ID of all entries of the zoo, by id, with the results that came with the package.
+
+    Args:
+        org: User or organization on the Hugging Face Hub.
+    """
+    models = zoo.list_models()
+    rows = current(latest(read(PACKAGED)), models)
+    configs = {info.id: weights.read_config(weights.locate(info.id)) for info in models}
+    return {info.id: _card(info, configs[info.id], rows, f"{org}/{info.id}") for info in models}
+
+
+def _card(info: zoo.ModelInfo, config: Mapping[str, Any], rows: Sequence[Result], repository: str | None = None) -> str:
+    return render_card(info.id, config, [asdict(row) for row in beside(info, rows)], info, repository=repository)
 
 
 def current(results: Sequence[Result], models: Sequence[zoo.ModelInfo]) -> list[Result]:

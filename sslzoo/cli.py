@@ -1,4 +1,4 @@
-"""The command `sslzoo`: list, info, embed, probe, demo and pretrain.
+"""The command `sslzoo`: list, info, embed, probe, demo, pretrain and publish.
 
 Modules that need torch are imported by the commands, so that `sslzoo --help` and `sslzoo list` answer at once.
 """
@@ -14,7 +14,9 @@ from sslzoo import console, zoo
 
 app = console.new_app()
 
-Model = Annotated[str, typer.Argument(help="Zoo id or alias (see `sslzoo list`), or a model folder.")]
+Model = Annotated[
+    str, typer.Argument(help="Zoo id or alias (see `sslzoo list`), model folder, or org/name on the Hugging Face Hub.")
+]
 Data = Annotated[str, typer.Argument(help="Folder of images, .npy or .npz array, or saved HF data set.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -139,6 +141,36 @@ def pretrain(words: Annotated[list[str] | None, typer.Argument()] = None) -> Non
     from sslzoo_training.__main__ import app as training
 
     training(["pretrain", *(words or [])], prog_name="sslzoo")
+
+
+@app.command()
+def publish(
+    run: Annotated[Path | None, typer.Argument(help="Finished run, or another model folder.")] = None,
+    repository: Annotated[str | None, typer.Argument(metavar="ORG/NAME", help="Made if it is not there.")] = None,
+    zoo_to: Annotated[str | None, typer.Option("--zoo", metavar="ORG", help="All of the zoo, to ORG/ID.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
+) -> None:
+    """Push a model, or all of the zoo, to the Hugging Face Hub.
+
+    Weights, configuration and a card; only what changed. Needs a token with write access: `hf auth login`, or HF_TOKEN.
+    """
+    if (zoo_to is None) == (run is None) or (run is None) != (repository is None):
+        raise typer.BadParameter("needs either RUN and ORG/NAME, or --zoo ORG.")
+    from sslzoo import weights
+    from sslzoo.publish import publish as push
+
+    if run is not None and repository is not None:
+        jobs = [(run, repository, None)]
+    else:
+        from sslzoo_evaluations.cards import zoo_cards  # with the measured results
+
+        jobs = [(weights.locate(id_), f"{zoo_to}/{id_}", card) for id_, card in zoo_cards(str(zoo_to)).items()]
+    for folder, repo_id, card in jobs:
+        done = push(folder, repo_id, card=card, private=private, dry_run=dry_run)
+        print(done)
+        if not dry_run:
+            print(done.url)
 
 
 def _json(value: Any) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from sslzoo import weights
+from sslzoo import hub, weights
 from sslzoo.transforms import eval_transform
 
 # Our names for timm networks with other arguments. The plain 7×7 stem stays 64 wide in timm whatever the channels are,
@@ -189,28 +189,68 @@ class Encoder(nn.Module):
         """
         weights.write_folder(Path(folder), self.config, self.model.state_dict(), card, half=half)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        message: str | None = None,
+        token: str | None = None,
+        half: bool = False,
+    ) -> str:
+        """Push to a repository of the Hugging Face Hub, with a card; only what changed, in one commit.
+
+        Args:
+            repo_id: "org/name"; made if it is not there.
+            private: Make it private. An existing public repository is refused.
+            message: Of the commit.
+            token: With write access; None takes HF_TOKEN or that of `hf auth login`.
+            half: As for `save_pretrained`.
+
+        Returns:
+            URL of the commit.
+
+        Raises:
+            sslzoo.hub.HubError: It cannot be done; says why and what to do.
+        """
+        from sslzoo.card import render_card  # an encoder needs no card until it is shown to others
+
+        card = render_card(repo_id.rpartition("/")[2], self.config, repository=repo_id)
+
+        def save(folder: Path) -> None:
+            self.save_pretrained(folder, card, half=half)
+
+        return hub.push(save, repo_id, private=private, message=message, token=token)
+
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, *, device: torch.device | str = "cpu") -> "Encoder":
+    def from_pretrained(
+        cls, name_or_folder: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> "Encoder":
         """Load an encoder: the same as `sslzoo.load`."""
-        return load(name_or_folder, device=device)
+        return load(name_or_folder, revision=revision, device=device)
 
     def extra_repr(self) -> str:
         """One line about the encoder, within PyTorch's own listing."""
         return f"{self.arch}, num_features={self.num_features}, input_size={self.input_size}"
 
 
-def load(name_or_folder: str | Path, *, device: torch.device | str = "cpu") -> Encoder:
+def load(
+    name_or_folder: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+) -> Encoder:
     """Load a pretrained encoder, in eval mode.
 
     Args:
-        name_or_folder: Zoo id or alias (see `sslzoo.list_models()`), or a folder that `save_pretrained` wrote.
+        name_or_folder: Zoo id or alias (see `sslzoo.list_models()`), a folder that `save_pretrained` wrote, or
+            "org/name" on the Hugging Face Hub. An existing folder wins over a repository of the same name.
+        revision: Branch, tag or commit of the repository; a commit always gives the same bytes.
         device: Where to put it, such as "cuda".
 
     Raises:
         sslzoo.zoo.UnknownModelError: No such id and no such folder; names the nearest ids.
+        sslzoo.hub.HubError: The repository cannot be had; says why, what to do and what loads without a network.
         sslzoo.weights.WeightsError: A file is missing, damaged, or does not fit; nothing is loaded.
     """
-    folder = weights.locate(name_or_folder)
+    folder = weights.locate(name_or_folder, revision=revision)
     config = weights.read_config(folder)
     try:
         network = _network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)

@@ -91,7 +91,7 @@ def assert_error(result, text, code=1):
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("args", [["--help"], ["pretrain", "--help"], ["--version"], ["list"], ["info", "nothing"]])
+@pytest.mark.parametrize("args", [["--help"], ["pretrain", "--help"], ["publish", "--help"], ["--version"], ["list"], ["info", "nothing"]])
 def test_quick_commands_import_nothing_heavy(args):
     code = (
         f"import sys; sys.argv = ['sslzoo', *{args}]\n"
@@ -108,7 +108,7 @@ def test_quick_commands_import_nothing_heavy(args):
 def test_help_names_every_command():
     result = call("--help")
     assert result.exit_code == 0
-    for name in ("list", "info", "embed", "probe", "demo", "pretrain"):
+    for name in ("list", "info", "embed", "probe", "demo", "pretrain", "publish"):
         assert f"\n  {name} " in result.stdout
     assert "..." not in result.stdout.partition("Commands:")[2]  # each is described in whole
 
