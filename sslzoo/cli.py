@@ -1,4 +1,4 @@
-"""The command `sslzoo`: list, info, embed, probe, demo, pretrain and publish.
+"""The command `sslzoo`: list, info, embed, probe, demo, export, pretrain and publish.
 
 Modules that need torch are imported by the commands, so that `sslzoo --help` and `sslzoo list` answer at once.
 """
@@ -70,7 +70,7 @@ def embed(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .npz, .npy or .parquet.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read images; default: chosen for you.")
+        int | None, typer.Option(min=0, help="Threads that read images; default: chosen for you.")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Such as cuda; default: the CPU, or what accelerate gives a process.")
@@ -132,6 +132,22 @@ def demo(
     from sslzoo.demo import run
 
     print(run(data, out, model or [], say=lambda text: typer.echo(text, err=True)))
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="File to write: NAME.onnx.")],
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators; default: torch's choice.")] = None,
+) -> None:
+    """Write an encoder or a fine-tuned model as ONNX.
+
+    The file is checked in onnxruntime against torch. Needs pip install 'sslzoo[onnx]'.
+    """
+    from sslzoo.encoder import load
+    from sslzoo.export import export_onnx
+
+    print(export_onnx(load(model), out, opset=opset))
 
 
 @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

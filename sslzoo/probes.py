@@ -48,7 +48,7 @@ class EncoderFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     Args:
         model: Zoo id, model folder, or an `Encoder`.
         batch_size: Images a step.
-        num_workers: Processes that read images beside this one.
+        num_workers: Threads that read images beside this one.
         device: Where to compute, such as "cuda"; None is the CPU, or where a given `Encoder` is.
     """
 
@@ -293,7 +293,7 @@ def probe(
         test_fraction: How much of every class is held out then.
         seed: Decides which images are held out, for testing and for choosing the linear probe's penalty.
         batch_size: Images a step.
-        num_workers: Processes that read images beside this one.
+        num_workers: Threads that read images beside this one.
         progress: Show progress bars.
 
     Raises:

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"sslzoo": ROOT / "sslzoo", "sslzoo_training": ROOT / "training", "sslzoo_evaluations": ROOT / "evaluations"}
 # From the bottom up: a module may import those of its own line and of the lines above it in this list.
 ORDER = (
-    {"console", "provenance", "zoo", "hub", "weights", "images", "data", "transforms", "upstream"},
+    {"console", "provenance", "zoo", "hub", "weights", "images", "data", "transforms", "upstream", "modes", "knn", "snippets"},
     {"encoder"},
-    {"encoding", "feature_files", "features", "heads", "card", "plots"},
+    {"encoding", "feature_files", "features", "heads", "card", "model_card", "plots", "export"},
     {"probes", "finetune", "publish"},
     {"cli", "demo", "__main__", "__init__"},
 )
