@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from sslzoo import hub, weights
+from sslzoo import weights
 from sslzoo.transforms import eval_transform
 
 # Our names for timm networks with other arguments. The plain 7×7 stem stays 64 wide in timm whatever the channels are,
@@ -193,15 +194,17 @@ class Encoder(nn.Module):
         self,
         repo_id: str,
         *,
+        card: str | None = None,
         private: bool = False,
         message: str | None = None,
         token: str | None = None,
         half: bool = False,
     ) -> str:
-        """Push to a repository of the Hugging Face Hub, with a card; only what changed, in one commit.
+        """Push to a repository of the Hugging Face Hub: only what changed, in one commit.
 
         Args:
             repo_id: "org/name"; made if it is not there.
+            card: Text of README.md; None renders one from `config`, whose code loads from the repository.
             private: Make it private. An existing public repository is refused.
             message: Of the commit.
             token: With write access; None takes HF_TOKEN or that of `hf auth login`.
@@ -213,14 +216,10 @@ class Encoder(nn.Module):
         Raises:
             sslzoo.hub.HubError: It cannot be done; says why and what to do.
         """
-        from sslzoo.card import render_card  # an encoder needs no card until it is shown to others
+        from sslzoo.publish import push_saved  # an encoder needs no card until it is shown to others
 
-        card = render_card(repo_id.rpartition("/")[2], self.config, repository=repo_id)
-
-        def save(folder: Path) -> None:
-            self.save_pretrained(folder, card, half=half)
-
-        return hub.push(save, repo_id, private=private, message=message, token=token)
+        save = partial(self.save_pretrained, half=half)
+        return push_saved(save, repo_id, card=card, private=private, message=message, token=token)
 
     @classmethod
     def from_pretrained(
@@ -234,9 +233,7 @@ class Encoder(nn.Module):
         return f"{self.arch}, num_features={self.num_features}, input_size={self.input_size}"
 
 
-def load(
-    name_or_folder: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
-) -> Encoder:
+def load(name_or_folder: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu") -> Encoder:
     """Load a pretrained encoder, in eval mode.
 
     Args:

@@ -11,11 +11,9 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi, ModelCard, ModelInfo, constants, get_token, snapshot_download
 from huggingface_hub.errors import (
@@ -200,34 +198,11 @@ def push_folder(
         raise _explained(error, trying, repo_id, token=token, reading=False) from error
 
 
-def push(
-    save: Callable[[Path], object],
-    repo_id: str,
-    *,
-    private: bool = False,
-    message: str | None = None,
-    token: str | None = None,
-) -> str:
-    """Push what `save(folder)` writes, and return the URL of the commit: `push_to_hub` of a model is one call of it.
-
-    Args:
-        save: Writes config.json, model.safetensors and README.md into the empty folder it is given.
-        repo_id: As for `push_folder`, like the arguments below.
-        private: Make it private.
-        message: Of the commit.
-        token: With write access.
-
-    Raises:
-        HubError: It cannot be done.
-    """
-    with TemporaryDirectory(prefix="sslzoo-push-") as folder:
-        save(Path(folder))
-        return push_folder(Path(folder), repo_id, private=private, message=message, token=token).url
-
-
 def _check_name(repo_id: str) -> None:
     if not is_repo_id(repo_id):
-        raise HubError(f"{repo_id!r} is no name of a repository: that is org/name, of letters, digits, '-', '_' and '.'.")
+        raise HubError(
+            f"{repo_id!r} is no name of a repository: that is org/name, of letters, digits, '-', '_' and '.'."
+        )
 
 
 def _check_folder(folder: Path) -> None:
@@ -285,7 +260,9 @@ def _verify(path: Path) -> None:
         return
     for damaged in (path.resolve(), blob, path):
         damaged.unlink(missing_ok=True)
-    raise HubError(f"{path} was damaged on its way or on this disk, and has been removed from the cache. Load it again.")
+    raise HubError(
+        f"{path} was damaged on its way or on this disk, and has been removed from the cache. Load it again."
+    )
 
 
 def _explained(error: Exception, trying: str, repo_id: str, *, token: str | None, reading: bool) -> HubError:
@@ -298,14 +275,20 @@ def _explained(error: Exception, trying: str, repo_id: str, *, token: str | None
     elif isinstance(cause, OfflineModeIsEnabled):
         kind, why = HubUnreachableError, "HF_HUB_OFFLINE is set. Unset it to reach the Hub."
     elif isinstance(cause, (HTTPError, ConnectionError, TimeoutError)):
-        kind, why = HubUnreachableError, (
-            f"there is no connection, or it was cut ({_words(cause)}). Check the network, the proxy and HF_ENDPOINT, "
-            "then try again."
+        kind, why = (
+            HubUnreachableError,
+            (
+                f"there is no connection, or it was cut ({_words(cause)}). Check the network, the proxy and HF_ENDPOINT, "
+                "then try again."
+            ),
         )
     elif isinstance(cause, OSError) and cause.errno in _NO_SPACE:
-        kind, why = HubError, (
-            f"no space left ({cause.strerror}). Free some, or set HF_HOME to a folder of another disk (the cache is "
-            f"{constants.HF_HUB_CACHE}), then try again."
+        kind, why = (
+            HubError,
+            (
+                f"no space left ({cause.strerror}). Free some, or set HF_HOME to a folder of another disk (the cache is "
+                f"{constants.HF_HUB_CACHE}), then try again."
+            ),
         )
     elif isinstance(cause, OSError) and cause.errno is not None:
         kind, why = HubError, f"{cause.strerror}: {cause.filename or constants.HF_HUB_CACHE}. HF_HOME moves the cache."

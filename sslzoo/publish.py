@@ -1,6 +1,7 @@
-"""Model folders to the Hugging Face Hub, each with a card that names its repository: what `sslzoo publish` does."""
+"""Models to the Hugging Face Hub, each with a card that names its repository: `push_to_hub` and `sslzoo publish`."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,12 +26,48 @@ def publish(
         sslzoo.weights.WeightsError: It is no model folder, or a damaged one.
         sslzoo.hub.HubError: It cannot be pushed; says why and what to do.
     """
-    encoder = load(folder)  # what cannot be loaded here would not load from the Hub either
-    if card is None:
-        card = render_card(repo_id.rpartition("/")[2], encoder.config, repository=repo_id)
+    load(folder)  # what cannot be loaded here would not load from the Hub either
     with TemporaryDirectory(prefix="sslzoo-publish-") as name:
         staged = Path(name)
         for file in (weights.CONFIG, weights.WEIGHTS):
             shutil.copyfile(folder / file, staged / file)
-        (staged / weights.CARD).write_text(card, encoding="utf-8")
+        _write_card(staged, repo_id, card)
         return hub.push_folder(staged, repo_id, private=private, dry_run=dry_run)
+
+
+def push_saved(
+    save: Callable[[Path], None],
+    repo_id: str,
+    *,
+    card: str | None = None,
+    private: bool = False,
+    message: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Push what a model saves of itself; `push_to_hub` of every model is this.
+
+    Args:
+        save: Writes config.json and model.safetensors into the folder it is given: `model.save_pretrained`.
+        repo_id: "org/name"; made if it is not there.
+        card: Text of README.md; None renders one whose code loads from the repository.
+        private: Make it private. An existing public repository is refused.
+        message: Of the commit.
+        token: With write access; None takes HF_TOKEN or that of `hf auth login`.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        sslzoo.hub.HubError: It cannot be pushed; says why and what to do.
+    """
+    with TemporaryDirectory(prefix="sslzoo-push-") as name:
+        folder = Path(name)
+        save(folder)
+        _write_card(folder, repo_id, card)
+        return hub.push_folder(folder, repo_id, private=private, message=message, token=token).url
+
+
+def _write_card(folder: Path, repo_id: str, card: str | None) -> None:
+    if card is None:
+        card = render_card(repo_id.rpartition("/")[2], weights.read_config(folder), repository=repo_id)
+    (folder / weights.CARD).write_text(card, encoding="utf-8", newline="\n")

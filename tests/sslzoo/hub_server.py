@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+import secrets
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,7 +36,7 @@ class Repository:
     messages: list[str] = field(default_factory=list)
 
     def commit(self, files: Files, message: str) -> str:
-        sha = hashlib.sha1(f"{len(self.commits)} {sorted(files)} {message}".encode()).hexdigest()
+        sha = secrets.token_hex(20)
         self.commits[sha] = files
         self.refs["main"] = sha
         self.messages.append(message)

@@ -53,7 +53,9 @@ def assert_error(result, text, code=1):
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("args", [["--help"], ["pretrain", "--help"], ["publish", "--help"], ["--version"], ["list"], ["info", "nothing"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["pretrain", "--help"], ["publish", "--help"], ["--version"], ["list"], ["info", "nothing"]]
+)
 def test_quick_commands_import_nothing_heavy(args):
     code = (
         f"import sys; sys.argv = ['sslzoo', *{args}]\n"
