@@ -97,9 +97,7 @@ def _need_onnx() -> None:
             raise ImportError(f"Writing ONNX files needs {name}: pip install 'sslzoo[onnx]'") from error
 
 
-def _translate(
-    network: nn.Module, config: dict[str, Any], output: str, opset: int | None
-) -> tuple[Any, dict[int, str]]:
+def _translate(network: nn.Module, config: dict[str, Any], output: str, opset: int | None) -> tuple[Any, dict[int, str]]:
     """Let torch export the network. Returns its program, and the free lengths of the input: axis -> name."""
     choices = [{0: "batch", 2: "height", 3: "width"}, {0: "batch"}]
     if config["pretrained_cfg"].get("fixed_input_size") and not config["model_args"].get("dynamic_img_size"):
@@ -119,9 +117,7 @@ def _translate(
                 )
         except Exception as error:  # torch.export and onnxscript raise whatever a network's code leads to
             if free is choices[-1]:
-                raise ExportError(
-                    f"torch {torch.__version__} cannot export {config['architecture']}: {error}"
-                ) from error
+                raise ExportError(f"torch {torch.__version__} cannot export {config['architecture']}: {error}") from error
         else:
             return program, free
     raise AssertionError  # the last choice returns or raises

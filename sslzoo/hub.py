@@ -3,8 +3,8 @@
 folder = fetch("org/name", revision="v1")             # config.json, model.safetensors and README.md, nothing else
 push_folder(folder, "org/other", private=True).url    # of the commit
 
-Settings are those of huggingface_hub: HF_TOKEN or `hf auth login`, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE. A failure of its
-many kinds becomes a `HubError` that says what was tried, why it failed, what to do and what loads without a network.
+Settings are those of huggingface_hub: HF_TOKEN or `hf auth login`, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE. Whatever fails
+becomes a `HubError` that says what was tried, why it failed, what to do and what loads without a network.
 """
 
 import errno
@@ -20,19 +20,19 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,
+    HTTPError,  # type: ignore[attr-defined]  # that of httpx or httpx2, as the client has it
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sslzoo import zoo
 
 # What is fetched and pushed: the configuration, the weights (never a pickle), the card.
 FILES = ("config.json", "model.safetensors", "README.md")
-# HTTPError is that of httpx or httpx2, as the client has it; RuntimeError is how the client wraps a failed upload.
+# RuntimeError is how the client wraps a failed upload.
 _FAILURES = (OSError, HTTPError, ValueError, RuntimeError)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/@-]*")  # a part of git's rules, enough for branches, tags and commits
@@ -137,7 +137,7 @@ def fetch(repo_id: str, *, revision: str | None = None) -> Path:
     for name in FILES[:2]:
         if not (folder / name).is_file():
             raise HubNotFoundError(
-                f"{constants.ENDPOINT}/{repo_id} (revision {revision or 'main'}) has no {name}. A model repository holds "
+                f"{constants.ENDPOINT}/{repo_id} (revision {revision or 'main'}) has no {name}. A model needs "
                 f"{FILES[0]} and {FILES[1]}; weights in other formats, such as pickles, are not read."
             )
     return folder
@@ -266,37 +266,34 @@ def _verify(path: Path) -> None:
 
 
 def _explained(error: Exception, trying: str, repo_id: str, *, token: str | None, reading: bool) -> HubError:
-    """The one ladder from what the client may raise to our errors."""
+    """Our error for one that the client raised: the class that says what mends it, and one line."""
     cause = error
     if isinstance(error, (LocalEntryNotFoundError, RuntimeError)) and isinstance(error.__cause__, Exception):
         cause = error.__cause__
-    if isinstance(cause, HfHubHTTPError):
-        kind, why = _refusal(cause, repo_id, token)
-    elif isinstance(cause, OfflineModeIsEnabled):
-        kind, why = HubUnreachableError, "HF_HUB_OFFLINE is set. Unset it to reach the Hub."
-    elif isinstance(cause, (HTTPError, ConnectionError, TimeoutError)):
-        kind, why = (
-            HubUnreachableError,
-            (
-                f"there is no connection, or it was cut ({_words(cause)}). Check the network, the proxy and HF_ENDPOINT, "
-                "then try again."
-            ),
-        )
-    elif isinstance(cause, OSError) and cause.errno in _NO_SPACE:
-        kind, why = (
-            HubError,
-            (
-                f"no space left ({cause.strerror}). Free some, or set HF_HOME to a folder of another disk (the cache is "
-                f"{constants.HF_HUB_CACHE}), then try again."
-            ),
-        )
-    elif isinstance(cause, OSError) and cause.errno is not None:
-        kind, why = HubError, f"{cause.strerror}: {cause.filename or constants.HF_HUB_CACHE}. HF_HOME moves the cache."
-    else:  # a size that is not as announced, an answer that is no JSON or lacks what a Hub sends
-        kind, why = HubUnreachableError, f"the answer is damaged or not that of a Hub ({_words(cause)}). Try again."
+    kind, why = _refusal(cause, repo_id, token) if isinstance(cause, HfHubHTTPError) else _breakdown(cause)
     if reading and kind is HubUnreachableError:
         why = f"{why} {_loads_offline(repo_id)}"
     return kind(f"{trying}: {why}")
+
+
+def _breakdown(cause: Exception) -> tuple[type[HubError], str]:
+    """What to say of a failure on this machine or on the way to the Hub."""
+    if isinstance(cause, OfflineModeIsEnabled):
+        return HubUnreachableError, "HF_HUB_OFFLINE is set. Unset it to reach the Hub."
+    if isinstance(cause, (HTTPError, ConnectionError, TimeoutError)):
+        return HubUnreachableError, (
+            f"there is no connection, or it was cut ({_words(cause)}). Check the network, the proxy and HF_ENDPOINT, "
+            "then try again."
+        )
+    if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
+        return HubError, (
+            f"no space left ({cause.strerror}). Free some, or set HF_HOME to a folder of another disk (the cache is "
+            f"{constants.HF_HUB_CACHE}), then try again."
+        )
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return HubError, f"{cause.strerror}: {cause.filename or constants.HF_HUB_CACHE}. HF_HOME moves the cache."
+    # a size that is not as announced, an answer that is no JSON or lacks what a Hub sends
+    return HubUnreachableError, f"the answer is damaged or not that of a Hub ({_words(cause)}). Try again."
 
 
 def _refusal(error: HfHubHTTPError, repo_id: str, token: str | None) -> tuple[type[HubError], str]:
@@ -312,8 +309,8 @@ def _refusal(error: HfHubHTTPError, repo_id: str, token: str | None) -> tuple[ty
         return HubNotFoundError, f"a file is gone ({_words(error)})."
     if status == 401 and token:
         return HubAccessError, (
-            f"the token {_origin(token)} is not valid. Make another at {constants.ENDPOINT}/settings/tokens, or take it "
-            "away: public repositories need none."
+            f"the token {_origin(token)} is not valid. Make another at {constants.ENDPOINT}/settings/tokens, or take it"
+            " away: public repositories need none."
         )
     if status in (401, 404):
         see = "your token may not see" if token else "you need to log in for (`hf auth login`, or set HF_TOKEN)"

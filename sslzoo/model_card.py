@@ -117,9 +117,7 @@ def _limits(config: Config) -> str:
             f"It has seen {count(run['n_train'])} labelled images: what these lack or favour, it lacks or favours too."
         )
     if run.get("n_val"):
-        limits.append(
-            f"Its accuracy was measured on {count(run['n_val'])} images that were labelled together with them."
-        )
+        limits.append(f"Its accuracy was measured on {count(run['n_val'])} images that were labelled together with them.")
     return "\n".join(f"- {line}" for line in limits)
 
 

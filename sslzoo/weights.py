@@ -61,8 +61,8 @@ def locate(name_or_folder: str | Path, *, revision: str | None = None) -> Path:
         return folder
     if isinstance(name_or_folder, Path) or not hub.is_repo_id(text):
         raise WeightsError(
-            f"There is no folder {text!r}. Models are loaded by zoo id (see sslzoo.list_models()), from a folder, or from "
-            "the Hugging Face Hub as 'org/name'."
+            f"There is no folder {text!r}. Models are loaded by zoo id (see sslzoo.list_models()), from a folder, or "
+            "as 'org/name' from the Hugging Face Hub."
         )
     try:
         return hub.fetch(text, revision=revision)

@@ -184,9 +184,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--images", type=int, default=512, help="images that are counted")
     parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args(argv)
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers", "pillow")
-    )
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers", "pillow"))
     print(f"{machine()}; {packages}")
     print(f"resnet18 at {SIZE} px, batch {args.batch_size}, {THREADS} threads, {args.images} images; "
           f"median of {args.repeats} (lowest–highest)")  # fmt: skip

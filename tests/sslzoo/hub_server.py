@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on 127.0.0.1: the HTTP endpoints that its client uses to push and to fetch models.
+"""A stand-in for the Hugging Face Hub on 127.0.0.1: the HTTP endpoints that its client uses to push and fetch models.
 
 Two servers, as on the real Hub: the one that repositories live on, and a store for large files, which it redirects to.
 It breaks on demand: answers with errors, cuts downloads, demands tokens. Every request is kept in `requests`.
@@ -12,14 +12,14 @@ import secrets
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 BAD_TOKEN = "Invalid credentials in Authorization header"
 Files = dict[str, bytes]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An answer that is an error: status, the header X-Error-Code, the words."""
 
     def __init__(self, status: int, code: str = "", words: str = "") -> None:
@@ -91,7 +91,7 @@ class Hub:
             for fault in self.faults:
                 if fault.times > 0 and re.search(fault.pattern, request):
                     fault.times -= 1
-                    raise Refused(fault.status, words="injected")
+                    raise RefusedError(fault.status, words="injected")
 
     def take_cut(self) -> bool:
         with self.lock:
@@ -121,9 +121,9 @@ def _serve(hub: Hub, handler: type["_Handler"]) -> ThreadingHTTPServer:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
-    routes: list[tuple[str, str, str]]  # method, pattern of the path, name of the method that answers
+    routes: ClassVar[list[tuple[str, str, str]]]  # method, pattern of the path, name of the method that answers
 
-    def do_GET(self) -> None:
+    def answer(self) -> None:
         self.body = self.read_body()
         parts = urlsplit(self.path)
         self.query = parse_qs(parts.query)
@@ -134,12 +134,12 @@ class _Handler(BaseHTTPRequestHandler):
                 if match and self.command in method.split():
                     getattr(self, name)(*map(unquote, match.groups()))
                     return
-            raise Refused(404, words=f"the stand-in has no {self.command} {parts.path}")
-        except Refused as error:
+            raise RefusedError(404, words=f"the stand-in has no {self.command} {parts.path}")
+        except RefusedError as error:
             headers = {"X-Error-Code": error.code, "X-Error-Message": error.words}
             self.json({"error": error.words}, error.status, {k: v for k, v in headers.items() if v})
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -171,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
 class _Pages(_Handler):
     """The Hub itself."""
 
-    routes = [
+    routes: ClassVar = [
         ("GET", "/api/whoami-v2", "whoami"),
         ("POST", "/api/repos/create", "create"),
         ("POST", "/api/validate-yaml", "validate"),
@@ -188,28 +188,32 @@ class _Pages(_Handler):
     def user(self) -> str | None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in self.hub.tokens:
-            raise Refused(401, words=BAD_TOKEN)
+            raise RefusedError(401, words=BAD_TOKEN)
         return self.hub.tokens.get(token)
 
     def repository(self, name: str) -> Repository:
         user, found = self.user(), self.hub.repositories.get(name)
         if found is None or (found.private and user != name.partition("/")[0]):
-            raise Refused(404, "RepoNotFound", "Repository not found") if user else Refused(401, words="Who are you?")
+            raise (
+                RefusedError(404, "RepoNotFound", "Repository not found")
+                if user
+                else RefusedError(401, words="Who are you?")
+            )
         return found
 
     def writable(self, name: str) -> None:
         if self.user() != name.partition("/")[0]:
-            raise Refused(403, words="You don't have the rights to do this under this namespace")
+            raise RefusedError(403, words="You don't have the rights to do this under this namespace")
 
     def revision(self, repository: Repository, revision: str) -> tuple[str, Files]:
         sha = repository.refs.get(revision, revision)
         if sha not in repository.commits:
-            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return sha, repository.commits[sha]
 
     def whoami(self) -> None:
         if (user := self.user()) is None:
-            raise Refused(401, words=BAD_TOKEN)
+            raise RefusedError(401, words=BAD_TOKEN)
         self.json({"name": user, "type": "user", "orgs": []})
 
     def create(self) -> None:
@@ -250,7 +254,7 @@ class _Pages(_Handler):
         self.writable(name)
         item = json.loads(self.body)
         if len(self.hub.large.get(item["oid"], b"")) != item["size"]:
-            raise Refused(400, words="not uploaded")
+            raise RefusedError(400, words="not uploaded")
         self.json({})
 
     def commit(self, name: str) -> None:
@@ -265,7 +269,7 @@ class _Pages(_Handler):
             elif operation["key"] == "lfsFile":
                 files[value["path"]] = self.hub.large[value["oid"]]
             else:
-                raise Refused(400, words=f"the stand-in knows no {operation['key']}")
+                raise RefusedError(400, words=f"the stand-in knows no {operation['key']}")
         sha = repository.commit(files, header["value"]["summary"])
         self.json({"commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}"})
 
@@ -299,10 +303,10 @@ class _Pages(_Handler):
     def resolve(self, name: str, revision: str, path: str) -> None:
         repository = self.repository(name)
         if repository.gated and self.user() != name.partition("/")[0]:
-            raise Refused(403 if self.user() else 401, "GatedRepo", f"Access to model {name} is restricted")
+            raise RefusedError(403 if self.user() else 401, "GatedRepo", f"Access to model {name} is restricted")
         sha, files = self.revision(repository, revision)
         if path not in files:
-            raise Refused(404, "EntryNotFound", "Entry not found")
+            raise RefusedError(404, "EntryNotFound", "Entry not found")
         tag = f'"{digest(path, files[path])}"'
         if not is_large(path):
             self.reply(files[path], 200, {"X-Repo-Commit": sha, "ETag": tag})
@@ -316,7 +320,7 @@ class _Pages(_Handler):
 class _Store(_Handler):
     """Large files, by SHA-256. Needs no token, and must never be shown one."""
 
-    routes = [("PUT", "/([0-9a-f]{64})", "put"), ("GET HEAD", "/([0-9a-f]{64})", "get")]
+    routes: ClassVar = [("PUT", "/([0-9a-f]{64})", "put"), ("GET HEAD", "/([0-9a-f]{64})", "get")]
 
     def put(self, oid: str) -> None:
         assert hashlib.sha256(self.body).hexdigest() == oid
@@ -325,7 +329,7 @@ class _Store(_Handler):
 
     def get(self, oid: str) -> None:
         if self.headers.get("Authorization"):
-            raise Refused(400, words="a token was sent to the store")
+            raise RefusedError(400, words="a token was sent to the store")
         content = self.hub.large[oid]
         start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         at = int(start[1]) if start else 0

@@ -1,4 +1,4 @@
-"""The real client of the Hugging Face Hub against a stand-in for the Hub: what is pushed and fetched, and what can fail."""
+"""The real client of the Hugging Face Hub against a stand-in: what is pushed and fetched, and all that can fail."""
 
 import errno
 import hashlib
@@ -328,13 +328,13 @@ def test_a_damaged_download_is_refused_and_removed(server: Hub, files: dict[str,
     good = dict(server.large)
     damaged = files["model.safetensors"][:-1] + b"?"
     server.large = dict.fromkeys(server.large, damaged)
-    with pytest.raises(HubError, match="model.safetensors was damaged on its way or on this disk"):
+    with pytest.raises(HubError, match=r"model.safetensors was damaged on its way or on this disk"):
         hub.fetch(NAME)
     server.large = good
     folder = hub.fetch(NAME)
     config = folder / "config.json"
     config.resolve().write_bytes(config.read_bytes() + b" ")  # git's digest, of small files
-    with pytest.raises(HubError, match="config.json was damaged"):
+    with pytest.raises(HubError, match=r"config.json was damaged"):
         hub.fetch(NAME)
     assert (hub.fetch(NAME) / "config.json").read_bytes() == files["config.json"]
 
@@ -365,7 +365,7 @@ def test_no_space_left(server: Hub, files: dict[str, bytes], tmp_path: Path, mon
 def test_a_cache_that_may_not_be_written(server: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
     server.add(NAME, files)
     (tmp_path / "cache").mkdir(mode=0o555)
-    with pytest.raises(HubError, match="Permission denied: .*cache"):
+    with pytest.raises(HubError, match=r"Permission denied: .*cache"):
         hub.fetch(NAME)
 
 
@@ -407,7 +407,7 @@ def test_a_push_that_fails_commits_nothing_and_can_be_repeated(
 
 def test_pushing_without_a_network(encoder: sslzoo.Encoder, server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubUnreachableError, match="cannot be pushed .* HF_HUB_OFFLINE is set"):
+    with pytest.raises(HubUnreachableError, match=r"cannot be pushed .* HF_HUB_OFFLINE is set"):
         encoder.push_to_hub(NAME, token="writer")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     server.stop()
