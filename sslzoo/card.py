@@ -146,8 +146,8 @@ def _introduction(config: Row, info: ModelInfo | None) -> str:
         origin = "How it was trained is not recorded."
     return (
         f"{origin} Image encoder ({recipe.get('arch', config['architecture'])}{params}): images of {size[1]}×{size[2]} "
-        f"pixels{'' if _fixed_size(config) else ' or another size'} in, {config['num_features']} features or feature "
-        "maps out."
+        f"pixels{'' if _fixed_size(config) else ' or another size'} in, "
+        f"{config['num_features']} features or feature maps out."
     )
 
 

@@ -2,8 +2,8 @@
 
     report = export_onnx(sslzoo.load("byol-resnet18quarter-cifar10"), "encoder.onnx")     # pip install 'sslzoo[onnx]'
 
-The input is `images`, (batch, C, height, width) float32, normalised as `model.transform` does it; what that is stands in
-the file's metadata: input_size, mean, std, interpolation, crop_pct and, for a classifier, classes.
+The input is `images`, (batch, C, height, width) float32, normalised as `model.transform` does it; what that is stands
+in the file's metadata: input_size, mean, std, interpolation, crop_pct and, for a classifier, classes.
 """
 
 import copy
@@ -47,17 +47,18 @@ class ExportReport:
     def __str__(self) -> str:
         shape = ", ".join(map(str, self.input_shape))
         size = self.path.stat().st_size / 1e6
-        return f"{self.path}: {size:.1f} MB, images ({shape}) -> {self.output}; differs from torch by {self.difference:.1g}"
+        text = f"{self.path}: {size:.1f} MB, images ({shape}) -> {self.output}"
+        return f"{text}; differs from torch by {self.difference:.1g}"
 
 
 def export_onnx(model: nn.Module, path: str | Path, *, opset: int | None = None) -> ExportReport:
-    """Write a model to an ONNX file, with a batch of any size and, where the architecture allows it, images of any size.
+    """Write a model to an ONNX file, for batches of any size and, where the architecture allows it, images of any size.
 
     onnxruntime then computes the outputs of random images, of two batch sizes (and image sizes); a file whose outputs
     differ from the model's is not written.
 
     Args:
-        model: An encoder or a classifier: `model(images)` gives one tensor, and `model.config` is its config.json.
+        model: An encoder, or a model with an `encoder` and `classes` whose output has "logits".
         path: Ends with ".onnx". Its folder is made if it is not there; an older file is replaced.
         opset: Version of ONNX's operators; None is torch's choice.
 
@@ -70,13 +71,14 @@ def export_onnx(model: nn.Module, path: str | Path, *, opset: int | None = None)
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"An ONNX file is called NAME.onnx, got {path.name!r}.")
-    network = copy.deepcopy(model).cpu().float().eval()
+    encoder: Any = getattr(model, "encoder", model)
+    classes: list[str] | None = getattr(model, "classes", None)
+    network = _OneTensor(copy.deepcopy(model).cpu().float()).eval()
     if sum(p.numel() * p.element_size() for p in network.parameters()) > _MOST:
         raise ExportError("The model has more than 2 GB of weights, and an ONNX file holds no more.")
-    config: dict[str, Any] = model.config  # type: ignore[assignment]
-    output = "logits" if config.get("num_classes") else "features"
+    config, output = encoder.config, "logits" if classes else "features"
     program, free = _translate(network, config, output, opset)
-    program.model.metadata_props.update(_metadata(config, output))
+    program.model.metadata_props.update(_metadata(config, output, classes))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.onnx")
     try:
@@ -89,6 +91,18 @@ def export_onnx(model: nn.Module, path: str | Path, *, opset: int | None = None)
     return ExportReport(path, shape, output, difference)
 
 
+class _OneTensor(nn.Module):
+    """A model of ours as a function of images alone, with one tensor as its output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        output = self.model(images)
+        return output["logits"] if isinstance(output, dict) else output
+
+
 def _need_onnx() -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
@@ -97,7 +111,9 @@ def _need_onnx() -> None:
             raise ImportError(f"Writing ONNX files needs {name}: pip install 'sslzoo[onnx]'") from error
 
 
-def _translate(network: nn.Module, config: dict[str, Any], output: str, opset: int | None) -> tuple[Any, dict[int, str]]:
+def _translate(
+    network: nn.Module, config: dict[str, Any], output: str, opset: int | None
+) -> tuple[Any, dict[int, str]]:
     """Let torch export the network. Returns its program, and the free lengths of the input: axis -> name."""
     choices = [{0: "batch", 2: "height", 3: "width"}, {0: "batch"}]
     if config["pretrained_cfg"].get("fixed_input_size") and not config["model_args"].get("dynamic_img_size"):
@@ -117,7 +133,8 @@ def _translate(network: nn.Module, config: dict[str, Any], output: str, opset: i
                 )
         except Exception as error:  # torch.export and onnxscript raise whatever a network's code leads to
             if free is choices[-1]:
-                raise ExportError(f"torch {torch.__version__} cannot export {config['architecture']}: {error}") from error
+                what = f"torch {torch.__version__} cannot export {config['architecture']}"
+                raise ExportError(f"{what}: {error}") from error
         else:
             return program, free
     raise AssertionError  # the last choice returns or raises
@@ -150,11 +167,11 @@ def _check(path: Path, network: nn.Module, config: dict[str, Any], free: dict[in
     return worst
 
 
-def _metadata(config: dict[str, Any], output: str) -> dict[str, str]:
+def _metadata(config: dict[str, Any], output: str, classes: list[str] | None) -> dict[str, str]:
     """What the file says of itself; values other than text are JSON."""
     keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
     settings = {key: config["pretrained_cfg"].get(key) for key in keys}
-    facts = {"architecture": config["architecture"], "output": output, "classes": config.get("label_names")}
+    facts = {"architecture": config["architecture"], "output": output, "classes": classes}
     block = config.get("sslzoo", {})
     facts |= settings | {key: block.get(key) for key in ("method", "dataset")} | {"sslzoo": version("sslzoo")}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items() if value}

@@ -65,9 +65,10 @@ def _introduction(config: Config) -> str:
     origin = f"`{parent}`" if parent else "an encoder without a name"
     if method := encoder.get("method"):
         origin += f" ({encoder['recipe']['arch']}, pretrained by {method} on {data_title(encoder['dataset'])})"
+    how = "which was not changed" if _finetuning(config).get("freeze_encoder") else "fine-tuned as a whole"
     return (
-        f"Image classifier: {len(config['label_names'])} classes, images of {size[1]}×{size[2]} pixels. A linear layer on "
-        f"{origin}{', which was not changed' if _finetuning(config).get('freeze_encoder') else ', fine-tuned as a whole'}."
+        f"Image classifier: {len(config['label_names'])} classes, images of {size[1]}×{size[2]} pixels. "
+        f"A linear layer on {origin}, {how}."
     )
 
 
@@ -117,7 +118,7 @@ def _limits(config: Config) -> str:
             f"It has seen {count(run['n_train'])} labelled images: what these lack or favour, it lacks or favours too."
         )
     if run.get("n_val"):
-        limits.append(f"Its accuracy was measured on {count(run['n_val'])} images that were labelled together with them.")
+        limits.append(f"Its accuracy was measured on {count(run['n_val'])} images, and is as uncertain as these are few.")
     return "\n".join(f"- {line}" for line in limits)
 
 

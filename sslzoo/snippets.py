@@ -119,8 +119,8 @@ def _timm_model(place: Place) -> str:
 
 
 def _timm(config: Mapping[str, Any], place: Place) -> str:
-    call = "model.forward_features(transform(image)[None]).mean((2, 3))" if _is_vgg(config) else "model(transform(image)[None])"
-    return f"{_timm_model(place)}features = {call}  # {_width(config)}"
+    call, mean = ("model.forward_features", ".mean((2, 3))") if _is_vgg(config) else ("model", "")
+    return f"{_timm_model(place)}features = {call}(transform(image)[None]){mean}  # {_width(config)}"
 
 
 def _transformers(config: Mapping[str, Any], place: Place) -> str:

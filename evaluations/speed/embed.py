@@ -3,9 +3,9 @@
     python -m sslzoo_evaluations speed embed     # about 10 minutes on two quiet cores
 
 ResNet-18 with random weights in one folder for both, images of 500 x 375 pixels, as ImageNet's mostly are, at 224 px,
-float32, the same batch size, two threads on two CPUs. Ours is the public command, `sslzoo embed` or `sslzoo predict`, with
-its defaults; theirs is `pipeline("image-feature-extraction", pool=True)` or `pipeline("image-classification")` on the list
-of files, with its defaults and, beside it, with a worker process that reads images.
+float32, the same batch size, two threads on two CPUs. Ours is the public command, `sslzoo embed`, with its defaults;
+theirs is `pipeline("image-feature-extraction", pool=True)` on the list of files, with its defaults and, beside it, with
+a worker process that reads images.
 
 Each measurement is two processes: all images, and one batch of them. The difference is what the other images cost:
 start-up and the loading of the model are in both and drop out. The features of both are compared: they must be equal.
@@ -184,7 +184,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--images", type=int, default=512, help="images that are counted")
     parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args(argv)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers", "pillow"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "transformers", "pillow"))
     print(f"{machine()}; {packages}")
     print(f"resnet18 at {SIZE} px, batch {args.batch_size}, {THREADS} threads, {args.images} images; "
           f"median of {args.repeats} (lowest–highest)")  # fmt: skip

@@ -57,10 +57,10 @@ class Classifier(nn.Module):
     def __init__(self, encoder: sslzoo.Encoder) -> None:
         super().__init__()
         self.encoder, self.head = encoder, nn.Linear(encoder.num_features, 2)
-        self.config = {**encoder.config, "num_classes": 2, "label_names": ["crème brûlée", "rain"]}
+        self.classes = ["crème brûlée", "rain"]
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.encoder(images))
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.head(self.encoder(pixel_values))}
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,8 @@ def test_a_file_that_differs_is_not_written(
 
 
 class Unexportable(Classifier):
-    def forward(self, images: Tensor) -> Tensor:
-        return images.new_tensor(np.linalg.svd(images.numpy())[1])
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": pixel_values.new_tensor(pixel_values.flatten().tolist())}
 
 
 def test_what_cannot_be_exported_says_so(encoder: sslzoo.Encoder, tmp_path: Path) -> None:
