@@ -13,10 +13,11 @@ from typing import Any
 from sslzoo import weights, zoo
 from sslzoo.card import render_card, results_table
 
+from . import low_shot
 from .results import PACKAGED, Result, latest, read
 
 CHECKOUT = Path(__file__).parents[1]
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+MARKS = "<!-- {}:begin -->", "<!-- {}:end -->"  # of a table in the README
 
 
 class CardsError(ValueError):
@@ -63,12 +64,15 @@ def stale_files(root: Path) -> dict[Path, str | None]:
 def _rendered(root: Path) -> dict[Path, str]:
     models = zoo.read_table(root / "sslzoo" / "zoo.toml").models
     rows = current(latest(read(root / "evaluations" / "results.csv")), models)
+    frozen = [row for row in rows if not low_shot.is_low_shot(row)]
     texts = {}
     for info in models:
         config = weights.read_config(root / "sslzoo" / "bundled" / info.id)
-        texts[root / "hub_cards" / f"{info.id}.md"] = _card(info, config, rows)
+        texts[root / "hub_cards" / f"{info.id}.md"] = _card(info, config, frozen)
     readme = root / "README.md"
-    texts[readme] = _with_table(readme.read_text(encoding="utf-8"), results_table([asdict(row) for row in rows]))
+    text = _with_table(readme.read_text(encoding="utf-8"), "results", results_table([asdict(row) for row in frozen]))
+    networks = {info.id: f"random:{info.arch}@{info.input_size[1]}" for info in models}
+    texts[readme] = _with_table(text, "low-shot", low_shot.table(rows, networks))
     return texts
 
 
@@ -105,9 +109,10 @@ def beside(info: zoo.ModelInfo, results: Sequence[Result]) -> list[Result]:
     return [row for row in results if row.model in compared and row.data in data]
 
 
-def _with_table(readme: str, table: str) -> str:
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise CardsError(f"README.md needs the lines {BEGIN} and {END}, between which its table of results belongs.")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+def _with_table(readme: str, name: str, table: str) -> str:
+    begin, end = (mark.format(name) for mark in MARKS)
+    before, found, rest = readme.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise CardsError(f"README.md needs the lines {begin} and {end}, between which a table of results belongs.")
+    return f"{before}{begin}\n{table}\n{end}{after}"

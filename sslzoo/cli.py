@@ -1,4 +1,4 @@
-"""The command `sslzoo`: list, info, embed, probe, demo, export, pretrain and publish.
+"""The command `sslzoo`: list, info, embed, probe, finetune, predict, demo, export, pretrain and publish.
 
 Modules that need torch are imported by the commands, so that `sslzoo --help` and `sslzoo list` answer at once.
 """
@@ -40,7 +40,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Self-supervised image encoders: find, use, probe and pretrain them."""
+    """Self-supervised image encoders: find, use, probe, fine-tune and pretrain them."""
 
 
 @app.command("list")
@@ -113,6 +113,79 @@ def probe(
         confusion_picture(report.confusion, report.classes, out / "confusion.png", title)
         (out / "report.json").write_text(_json({**asdict(report), "per_class": report.per_class}), encoding="utf-8")
         print(f"wrote {out / 'report.json'} and {out / 'confusion.png'}")
+
+
+@app.command()
+def finetune(
+    task: Annotated[str, typer.Argument(help="classification.")],
+    model: Model,
+    data: Annotated[str, typer.Argument(help="Labelled images: a sub-folder a class, or a .csv of path,label.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
+    val: Annotated[str | None, typer.Option(help="Images to validate on; default: a fifth of DATA.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 30,
+    steps: Annotated[int | None, typer.Option(help="Train for so many steps instead.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: 5e-4, frozen 1e-2.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices and convolutions.")] = 0.05,
+    layer_decay: Annotated[float, typer.Option(help="Learning rate of a layer, over that of the next.")] = 0.8,
+    freeze: Annotated[bool, typer.Option("--freeze", help="Train the head alone.")] = False,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Weigh rare classes more.")] = False,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint, if any.")] = False,
+    report_to: Annotated[str, typer.Option(help="tensorboard, wandb, ...: a logger of transformers.")] = "none",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read images; default: chosen for you.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+) -> None:
+    """Train a model on a few labelled images.
+
+    The epoch that does best on held-out images is kept. The same command with --resume goes on after a kill.
+    """
+    from sslzoo.finetuning import finetune as run
+    from sslzoo.heads import head_module
+
+    built = head_module(task).build(model, data)
+    report = run(
+        built, data, val, out=out, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay,
+        layer_decay=layer_decay, freeze_encoder=freeze, class_weights="balanced" if balanced else None, seed=seed,
+        bf16=bf16, resume=resume, report_to=report_to, num_workers=workers, device=device,
+    )  # fmt: skip
+    print(f"{report}\nUse it: sslzoo predict {out} IMAGE, or sslzoo.load_model({str(out)!r})")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a fine-tuned model.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write a .json, .csv or picture file (.png, ...).")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    device: Annotated[str, typer.Option(help="Such as cuda.")] = "cpu",
+) -> None:
+    """Say what is on images.
+
+    Images that cannot be read are listed; the exit code is 1 if there is no other.
+    """
+    from sslzoo.data import open_images
+    from sslzoo.heads import load_model
+
+    source: Any = images[0]
+    if len(images) > 1:
+        opened = {path: open_images(path).names if path.is_dir() else [""] for path in images}
+        source = [path / name for path, names in opened.items() for name in names]
+    found = load_model(model, device=device).predict(source, batch_size=batch_size, num_workers=workers)
+    print(found.to_json() if as_json else found.to_csv().rstrip() if as_csv else found)
+    if out is not None and len(found):
+        found.save(out)
+        typer.echo(f"wrote {out}", err=True)
+    if not len(found):
+        raise typer.Exit(1)
 
 
 @app.command()

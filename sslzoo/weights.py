@@ -104,10 +104,26 @@ def sha256(path: Path) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check the config.json of an encoder. `model_args` always is a dict afterwards.
+    """Read and check the config.json of an encoder: see `read_model_config`.
 
     Raises:
-        WeightsError: Not JSON, a key missing, a network with a classifier, or a newer format.
+        WeightsError: Also for a network with a head.
+    """
+    config = read_model_config(folder)
+    if task := config["sslzoo"].get("task"):
+        raise WeightsError(f"{folder} is a model for {task}: sslzoo.load_model opens it; its `encoder` is inside.")
+    if config["num_classes"] != 0:
+        raise WeightsError(
+            f"{folder / CONFIG}: num_classes is {config['num_classes']}, an encoder has 0: this is a classifier."
+        )
+    return config
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Read and check the config.json of an encoder or a model for a task. `model_args` always is a dict afterwards.
+
+    Raises:
+        WeightsError: Not JSON, a key missing, or a newer format.
     """
     path = folder / CONFIG
     try:
@@ -127,8 +143,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     size = config["pretrained_cfg"].get("input_size")
     if not (isinstance(size, list) and len(size) == 3):
         raise WeightsError(f"{path}: pretrained_cfg.input_size must be [channels, height, width], got {size!r}.")
-    if config["num_classes"] != 0:
-        raise WeightsError(f"{path}: num_classes is {config['num_classes']}, an encoder has 0: this is a classifier.")
     schema = config["sslzoo"].get("schema", SCHEMA)
     if schema != SCHEMA:
         raise WeightsError(f"{path} has schema {schema}, this sslzoo reads {SCHEMA}. Update sslzoo.")
