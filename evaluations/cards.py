@@ -83,7 +83,7 @@ def zoo_cards(org: str) -> dict[str, str]:
         org: User or organization on the Hugging Face Hub.
     """
     models = zoo.list_models()
-    rows = current(latest(read(PACKAGED)), models)
+    rows = [row for row in current(latest(read(PACKAGED)), models) if not low_shot.is_low_shot(row)]
     configs = {info.id: weights.read_config(weights.locate(info.id)) for info in models}
     return {info.id: _card(info, configs[info.id], rows, f"{org}/{info.id}") for info in models}
 

@@ -340,14 +340,14 @@ def _loads_offline(repo_id: str) -> str:
     """What can be loaded without a network: other revisions of this repository, the bundled zoo, the cache."""
     found: dict[str, list[str]] = {}
     for config in sorted(Path(constants.HF_HUB_CACHE).glob(f"models--*/snapshots/*/{FILES[0]}")):
-        if config.with_name(FILES[1]).is_file() and b'"pretrained_cfg"' in config.read_bytes():
+        if config.with_name(FILES[1]).is_file() and b'"sslzoo"' in config.read_bytes():
             name = config.parents[2].name.removeprefix("models--").replace("--", "/")
             found.setdefault(name, []).append(config.parent.name)
     if repo_id in found:
         return f"The cache has revision {' and '.join(map(repr, found[repo_id]))}, which loads without a network."
     ids = [model.id for model in zoo.list_models() if model.source == "bundled"]
     text = f"Without a network load: {_few(ids)} (bundled)"
-    return f"{text}, {_few(list(found))} (in the cache)." if found else f"{text}; the cache has no encoder yet."
+    return f"{text}, {_few(list(found))} (cached)." if found else f"{text}; {constants.HF_HUB_CACHE} has none yet."
 
 
 def _few(names: list[str]) -> str:

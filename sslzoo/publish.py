@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 from sslzoo import hub, weights
 from sslzoo.card import render_card
 from sslzoo.encoder import load
+from sslzoo.heads import load_model
+from sslzoo.model_card import render_model_card
 
 
 def publish(
@@ -16,7 +18,7 @@ def publish(
     """Push a model folder as it is, but for its card; only what changed, in one commit.
 
     Args:
-        folder: A finished pretraining run, or what `save_pretrained` wrote. Nothing in it changes.
+        folder: A finished run of pretraining or fine-tuning, or what `save_pretrained` wrote. Nothing in it changes.
         repo_id: "org/name"; made if it is not there.
         card: Text of README.md; None renders one whose code loads from the repository.
         private: Make it private. An existing public repository is refused.
@@ -26,7 +28,8 @@ def publish(
         sslzoo.weights.WeightsError: It is no model folder, or a damaged one.
         sslzoo.hub.HubError: It cannot be pushed; says why and what to do.
     """
-    load(folder)  # what cannot be loaded here would not load from the Hub either
+    opened = load_model if _has_task(weights.locate(folder)) else load
+    opened(folder)  # what cannot be loaded here would not load from the Hub either
     with TemporaryDirectory(prefix="sslzoo-publish-") as name:
         staged = Path(name)
         for file in (weights.CONFIG, weights.WEIGHTS):
@@ -67,7 +70,13 @@ def push_saved(
         return hub.push_folder(folder, repo_id, private=private, message=message, token=token).url
 
 
+def _has_task(folder: Path) -> bool:
+    """Tell a model for a task, such as a classifier, from an encoder."""
+    return bool(weights.read_model_config(folder)["sslzoo"].get("task"))
+
+
 def _write_card(folder: Path, repo_id: str, card: str | None) -> None:
     if card is None:
-        card = render_card(repo_id.rpartition("/")[2], weights.read_config(folder), repository=repo_id)
+        render = render_model_card if _has_task(folder) else render_card
+        card = render(repo_id.rpartition("/")[2], weights.read_model_config(folder), repository=repo_id)
     (folder / weights.CARD).write_text(card, encoding="utf-8", newline="\n")

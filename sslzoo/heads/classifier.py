@@ -166,6 +166,24 @@ class Classifier(nn.Module):
         }
         weights.write_folder(Path(folder), config, state, card)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: str | None = None,
+        private: bool = False,
+        message: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Push to a repository of the Hugging Face Hub and return the URL of the commit: see `Encoder.push_to_hub`.
+
+        Raises:
+            sslzoo.hub.HubError: It cannot be done; says why and what to do.
+        """
+        from sslzoo.publish import push_saved  # a classifier needs no card until it is shown to others
+
+        return push_saved(self.save_pretrained, repo_id, card=card, private=private, message=message, token=token)
+
     def extra_repr(self) -> str:
         """One line about the classifier, within PyTorch's own listing."""
         return f"{self.num_classes} classes; {self.origin}"

@@ -216,7 +216,7 @@ def test_what_is_cached_loads_without_a_network(
     with monkeypatch.context() as offline:
         offline.setattr(constants, "HF_HUB_OFFLINE", True)
         assert hub.fetch(NAME) == folder
-        with pytest.raises(HubUnreachableError, match=r"HF_HUB_OFFLINE is set\. Unset it.*org/thin \(in the cache\)"):
+        with pytest.raises(HubUnreachableError, match=r"HF_HUB_OFFLINE is set\. Unset it.*org/thin \(cached\)"):
             hub.fetch("org/other")
     assert not server.requests
     server.faults = [Fault("GET", 503)]
@@ -479,33 +479,44 @@ print(hub.fetch("org/thin"))
 
 def test_timm_and_transformers_load_what_was_pushed(encoder: sslzoo.Encoder, server: Hub, tmp_path: Path) -> None:
     """In a process of its own, with the settings that users have: HF_ENDPOINT, HF_HOME, HF_TOKEN."""
+    classifier = sslzoo.classifier(encoder, classes=["cat", "dog"])
+    torch.nn.init.normal_(classifier.head.weight, generator=torch.Generator().manual_seed(0))
     encoder.push_to_hub(NAME, token="writer", private=True)
+    classifier.push_to_hub("org/pets", token="writer", private=True)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "images.npy", images.numpy())
     code = """
 import sys
 import numpy as np, timm, torch
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 import sslzoo
-name, folder = sys.argv[1:]
+folder = sys.argv[1]
 images = torch.from_numpy(np.load(f"{folder}/images.npy"))
+pets = AutoModelForImageClassification.from_pretrained("org/pets").eval()
+assert pets.config.id2label == {0: "cat", 1: "dog"}
+assert AutoImageProcessor.from_pretrained("org/thin").data_config["input_size"] == (3, 64, 64)
 with torch.inference_mode():
     features = [
-        sslzoo.load(name)(images),
-        timm.create_model(f"hf-hub:{name}", pretrained=True).eval()(images),
-        AutoModel.from_pretrained(name).eval()(images).pooler_output,
+        sslzoo.load("org/thin")(images),
+        timm.create_model("hf-hub:org/thin", pretrained=True).eval()(images),
+        AutoModel.from_pretrained("org/thin").eval()(images).pooler_output,
     ]
-assert AutoImageProcessor.from_pretrained(name).data_config["input_size"] == (3, 64, 64)
-np.save(f"{folder}/features.npy", torch.stack(features).numpy())
+    logits = [
+        sslzoo.load_model("org/pets")(images)["logits"],
+        timm.create_model("hf-hub:org/pets", pretrained=True).eval()(images),
+        pets(images).logits,
+    ]
+np.savez(f"{folder}/out.npz", features=torch.stack(features), logits=torch.stack(logits))
 """
-    out, err = python(code, environment(server, tmp_path, HF_TOKEN="writer"), NAME, str(tmp_path)).communicate(
-        timeout=200
-    )
-    assert (tmp_path / "features.npy").is_file(), out + err
+    running = python(code, environment(server, tmp_path, HF_TOKEN="writer"), str(tmp_path))
+    out, err = running.communicate(timeout=250)
+    assert (tmp_path / "out.npz").is_file(), out + err
+    found = np.load(tmp_path / "out.npz")
     with torch.inference_mode():
-        expected = encoder(images).numpy()
-    for features in np.load(tmp_path / "features.npy"):
-        np.testing.assert_allclose(features, expected, atol=1e-6)
+        for features in found["features"]:
+            np.testing.assert_allclose(features, encoder(images).numpy(), atol=1e-6)
+        for logits in found["logits"]:
+            np.testing.assert_allclose(logits, classifier(images)["logits"].numpy(), atol=1e-5)
 
 
 def test_digests_are_those_of_git(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ ORDER = (
     {"cli", "demo", "__main__", "__init__"},
 )
 # What may reach up, inside a function: a method that delegates, as Encoder.embed does.
-REACHES_UP = {("encoder", "features"), ("encoder", "publish")}
+REACHES_UP = {("encoder", "features"), ("encoder", "publish"), ("heads", "publish")}
 # The only module of sslzoo that knows the other two packages, inside its functions.
 COMMAND_LINE = {"cli", "__main__"}
 

@@ -149,6 +149,25 @@ def test_what_cannot_be_published_says_so_in_a_line(
     failed("is truncated or not a safetensors file", damaged, NAME)
 
 
+def test_a_classifier_is_published_with_a_card_that_names_its_encoder(server: Hub, tmp_path: Path) -> None:
+    entry = zoo.list_models()[0]
+    model = sslzoo.classifier(entry.id, classes=["cat", "dog"])
+    model.save_pretrained(tmp_path / "run", finetuning={"data": "pets", "n_val": 9, "metrics": {"accuracy": 0.75}})
+    result = call(tmp_path / "run", "org/pets")
+    assert result.exit_code == 0, result.output
+    card = ModelCard(server.repositories["org/pets"].files["README.md"].decode())
+    assert card.data.base_model == entry.id
+    assert [found.metric_value for found in card.data.eval_results] == [0.75]
+    assert 'sslzoo.load_model("org/pets")' in card.content
+    loaded = sslzoo.load_model("org/pets", revision=server.repositories["org/pets"].refs["main"])
+    assert loaded.classes == ["cat", "dog"]
+    server.requests.clear()
+    assert loaded.push_to_hub("org/pets") == result.stdout.splitlines()[-1]  # the same bytes, the same card
+    assert not server.count("POST|PUT")
+    with pytest.raises(weights.WeightsError, match="load_model opens it"):
+        sslzoo.load("org/pets")
+
+
 def test_a_card_can_be_given(run: Path, server: Hub) -> None:
     done = publish(run, NAME, card="---\nlicense: mit\n---\n# Mine\n")
     assert done.changed == list(hub.FILES)
