@@ -178,7 +178,7 @@ def embed_to_file(
     if launch:
         launch.wait_for_everyone()
         device = device or launch.device
-    workers = _workers(len(images), batch_size, world) if num_workers is None else num_workers
+    workers = reading_workers(len(images), batch_size, world) if num_workers is None else num_workers
     mine = {i: files[i] for i in range(rank, len(files), world) if not files[i].is_file()}
     _encode_chunks(encoder, images, mine, chunk, batch_size, workers, device, progress and rank == 0)
     if launch:
@@ -201,8 +201,11 @@ def _launch(device: torch.device | str | None) -> PartialState | None:
     return PartialState(cpu=wants_cpu if device is None else torch.device(device).type == "cpu")
 
 
-def _workers(n_images: int, batch_size: int, world: int) -> int:
-    """Half of the processors read, up to eight a process; for few images, starting workers takes longer."""
+def reading_workers(n_images: int, batch_size: int, world: int) -> int:
+    """Choose how many processes read images beside each of `world` that compute.
+
+    Half of the processors, up to eight a process; none for few images: starting workers takes longer.
+    """
     if n_images <= 4 * batch_size:
         return 0
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,7 +11,8 @@ from sslzoo import demo
 from sslzoo.cli import app
 from sslzoo.demo import Row, verdict
 from sslzoo.encoder import create
-from sslzoo.probes import few_labels, fit_linear
+from sslzoo.probes import fit_linear
+from sslzoo.splits import few_labels
 
 SIDE = 32
 
