@@ -217,10 +217,14 @@ def export(
 
     The file is checked in onnxruntime against torch. Needs pip install 'sslzoo[onnx]'.
     """
+    from sslzoo import weights
     from sslzoo.encoder import load
     from sslzoo.export import export_onnx
+    from sslzoo.heads import load_model
 
-    print(export_onnx(load(model), out, opset=opset))
+    folder = weights.locate(model)
+    has_task = weights.read_model_config(folder)["sslzoo"].get("task")
+    print(export_onnx(load_model(folder) if has_task else load(folder), out, opset=opset))
 
 
 @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -154,8 +154,6 @@ def publish(desk, use_zoo, tmp_path, monkeypatch):
         (folder / "refs").mkdir()
         (folder / "refs" / "main").write_text(SHA)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        locate = weights.locate
-        monkeypatch.setattr(weights, "locate", lambda name: snapshot if name == "org/name" else locate(name))
         return render_card(NAME, config, repository="org/name"), encoder
 
     return {"run": as_run, "zoo": as_zoo_entry, "hub": as_repository}
