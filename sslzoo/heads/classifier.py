@@ -119,14 +119,14 @@ class Classifier(nn.Module):
         return {"loss": F.cross_entropy(logits, labels, weight=self.class_weights), "logits": logits}
 
     def predict(
-        self, images: Any, *, batch_size: int = 64, num_workers: int = 0, progress: bool = False
+        self, images: Any, *, batch_size: int = 64, num_workers: int | None = None, progress: bool = False
     ) -> Predictions:
         """Classify images, where the model is; it is in eval mode while it does so.
 
         Args:
             images: A path, a folder, a list, or what else `open_images` takes.
             batch_size: Images a step.
-            num_workers: Processes that read images beside this one.
+            num_workers: Threads that read images beside this one; None chooses.
             progress: Show a progress bar.
 
         Returns:
