@@ -16,11 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelInfo, constants, get_token, snapshot_download
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of httpx or httpx2, as the client has it
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]  # that of httpx or httpx2, as the client has it
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
