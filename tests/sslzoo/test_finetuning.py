@@ -17,6 +17,7 @@ from sslzoo import Classifier, finetune, trainer
 from sslzoo.data import EmptyDatasetError
 from sslzoo.finetuning import RunExistsError, parameter_groups
 from sslzoo.heads import timm_layout
+from sslzoo.heads.classifier import Samples
 
 FAST = {"device": "cpu", "progress": False, "num_workers": 0}
 
@@ -115,6 +116,7 @@ def test_after_a_kill_in_the_middle_of_an_epoch_it_ends_the_same(
     shades: Path, tmp_path: Path, dies: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, validate: bool
 ) -> None:
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)  # after every step
+    set_epoch = Samples.set_epoch
     settings = {"epochs": 2, "batch_size": 8, "val_fraction": 0.2 if validate else 0.0, **FAST}
     whole = new()
     first = finetune(whole, shades, out=tmp_path / "whole", **settings)
@@ -126,9 +128,18 @@ def test_after_a_kill_in_the_middle_of_an_epoch_it_ends_the_same(
         finetune(new(), shades, out=tmp_path / "run", **settings)
     with pytest.raises(RunExistsError, match=r"lr was 0\.0005, now 0\.1"):
         finetune(new(), shades, out=tmp_path / "run", resume=True, lr=0.1, **settings)
+    epochs: list[int] = []
+
+    def recorded(self: Samples, epoch: int) -> None:
+        if self.seed is not None:  # accelerate's loader tells the validation set too
+            epochs.append(epoch)
+        set_epoch(self, epoch)
+
+    monkeypatch.setattr(Samples, "set_epoch", recorded)
     halves = new(seed=5)  # its weights come from the checkpoint
     report = finetune(halves, shades, out=tmp_path / "run", resume=True, **settings)
     assert same(weights_of(halves), weights_of(whole))
+    assert set(epochs) == {1}
     assert report.metrics == first.metrics
     assert (report.steps, report.n_val) == (8, 8) if validate else (10, 0)
 
