@@ -178,6 +178,7 @@ class Run:
         encoder = create(settings.arch, seed=settings.seed, image_size=settings.image_size)
         self.config = encoder.config
         self.method = find_method(self.plan.method)(encoder.model.train(), **self.plan.method_settings)
+        self.method.begin(len(self.source))
         if self.accelerator.num_processes > 1:
             sync_batchnorm(self.method, self.accelerator.device)
         if self.accelerator.device.type == "cpu":

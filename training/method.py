@@ -81,6 +81,12 @@ class Method(nn.Module):
         """
         return None
 
+    def begin(self, images: int) -> None:
+        """Called once, before the first step and before a checkpoint is read: make what has an entry for each image.
+
+        As buffers, which checkpoints keep. `images`: of the data set.
+        """
+
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step. `progress`: 0 at the first step, 1 at the end."""
 
