@@ -1,7 +1,7 @@
 """Clusters of the whole data set, found where its features are: every process works through its own rows in blocks.
 
-What is exchanged is as large as the clusters, not as the data set, so neither a memory nor a process needs all rows, and
-several processes find what one would. Rows may lie on another device than `device` or in a memory-mapped file.
+What is exchanged is as large as the clusters, not as the data set, so neither a memory nor a process needs all rows,
+and several processes find what one would. Rows may lie on another device than `device` or in a memory-mapped file.
 """
 
 import math
@@ -24,10 +24,10 @@ def sinkhorn(
 ) -> Tensor:
     """Cluster weights of the balanced assignment nearest to softmax(scores), by Sinkhorn-Knopp (Cuturi 2013).
 
-    The plan is Q_ij = a_i exp(s_ji) b_j, with a (K,), b (N,) such that every cluster i has the mass 1 / K and every image
-    j the mass 1 / N. In the logarithm, where nothing underflows, one round is a softmax: log a_i + s_ji normalised over i
-    is N Q with exact images, and log a_i then falls by the logarithm of what cluster i has too much. Constants added to
-    an image's scores make no difference.
+    The plan is Q_ij = a_i exp(s_ji) b_j, with a (K,), b (N,) such that every cluster i has the mass 1 / K and every
+    image j the mass 1 / N. In the logarithm, where nothing underflows, one round is a softmax: log a_i + s_ji
+    normalised over i is N Q with exact images, and log a_i then falls by the logarithm of what cluster i has too much.
+    Constants added to an image's scores make no difference.
 
     Args:
         scores: (n, K) this process's rows; for the paper's P^lambda (Asano et al. 2020, Eq. 7), lambda log P.
@@ -82,7 +82,7 @@ def whiten_(features: Tensor, dim: int, images: int, device: torch.device) -> Te
     project = from_first(_whitening(all_sum(covariance) / images, dim))  # (D, d)
     white = features[:, : project.shape[1]]
     size = max(1, BLOCK // columns)
-    for source, target in zip(features.split(size), white.split(size), strict=True):
+    for source, target in zip(torch.split(features, size), torch.split(white, size), strict=True):
         target.copy_(normalize((source.to(device).double() - mean) @ project))
     return white
 
@@ -118,7 +118,9 @@ def kmeans(
     for _ in range(iterations):
         _, _, sums, sizes = _assign(points, centroids)
         filled = sizes > 0
-        centroids = torch.where(filled[:, None], sums / sizes[:, None].clamp_min(1), centroids.double()).float()
+        centroids = torch.where(filled[:, None], sums / sizes[:, None].clamp_min(1), centroids.double()).to(
+            points.dtype
+        )
         centroids = _split_largest(centroids, sizes)
     labels, distance, _, _ = _assign(points, centroids)
     return labels, float(distance) / images
@@ -169,7 +171,7 @@ def by_position(labels: Tensor, index: Tensor, images: int) -> Tensor:
 
 
 def uniform_order(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(count,) positions in random order, equally many (but for one) from every cluster that has images.
+    """(count,) positions in random order, equally many (but for a few) from every cluster that has images.
 
     An image comes twice only where its cluster has too few.
 
@@ -206,7 +208,7 @@ def cluster_figures(labels: Tensor, previous: Tensor, clusters: int) -> Tensor:
 
 def _blocks(rows: Tensor, columns: int, device: torch.device) -> Iterator[Tensor]:
     """Some rows at a time, on the device: as many as make `BLOCK` numbers with that many columns."""
-    for block in rows.split(max(1, BLOCK // columns)):
+    for block in torch.split(rows, max(1, BLOCK // columns)):
         yield block.to(device, non_blocking=True)
 
 

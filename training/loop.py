@@ -333,7 +333,7 @@ class Run:
 
 
 def make_optimizer(method: Method, settings: Settings) -> torch.optim.Optimizer:
-    """SGD, LARS or Adam in groups: weight decay or not (norms, biases) x scheduled or constant rate x momentum or not."""
+    """SGD, LARS or Adam in groups: weight decay (not norms, biases) x scheduled or constant rate x momentum or not."""
     constant = {id(p) for module in method.constant_lr() for p in module.parameters()}
     without = {id(p) for module in method.without_momentum() for p in module.parameters()}
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}

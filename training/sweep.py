@@ -25,11 +25,11 @@ class Rows(NamedTuple):
     """What a process knows of its share of the images.
 
     Attributes:
-        index: (n,) positions of the images in the data set, on the CPU. Every image is in one process's share.
+        positions: (n,) of the images in the data set, on the CPU. Every image is in one process's share.
         features: (n, D) float32.
     """
 
-    index: Tensor
+    positions: Tensor
     features: Tensor
 
 
@@ -93,9 +93,9 @@ class Sweeps:
         return Rows(order[:own], table[:own])
 
     def table(self, rows: int, columns: int) -> Tensor:
-        """An empty (rows, columns) float32 tensor on the device, in memory or in a memory-mapped file of the run's folder.
+        """An empty (rows, columns) float32 tensor: on the device, in memory or in a memory-mapped file, what it fits.
 
-        The file has no name, so that even a killed process leaves nothing behind.
+        The file is in the run's folder, and has no name: even a killed process leaves nothing behind.
         """
         bytes_ = 4 * rows * columns
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()

@@ -26,7 +26,9 @@ RUN = {"recipe": "cifar10_cpu", "device": "cpu", "progress": False, "image_size"
 
 def method(**settings: int) -> DeepCluster:
     torch.manual_seed(0)
-    made = DeepCluster(create("resnet18quarter", seed=0, image_size=32).model, **{"clusters": 4, "pca_dim": 6} | settings)
+    made = DeepCluster(
+        create("resnet18quarter", seed=0, image_size=32).model, **{"clusters": 4, "pca_dim": 6} | settings
+    )
     made.begin(24)
     return made.train()
 
@@ -123,7 +125,9 @@ def test_a_run_stopped_after_any_step_ends_alike(photo_folder: Path, tmp_path: P
     assert logs[0] == logs[1]
 
 
-def test_the_loop_trains_on_the_methods_order(photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_trains_on_the_methods_order(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[torch.Tensor] = []
     clusters: list[torch.Tensor] = []
     forward = DeepCluster.forward

@@ -71,12 +71,16 @@ def test_shares_make_up_the_whole(processes: int, photo_folder: Path, tmp_path: 
         sweeps(photo_folder, tmp_path, rank=rank, processes=processes).features(encoder, 3, augmented=False)
         for rank in range(processes)
     ]
-    index, features = torch.cat([s.index for s in shares]), torch.cat([s.features for s in shares])
+    index, features = torch.cat([s.positions for s in shares]), torch.cat([s.features for s in shares])
     assert sorted(index.tolist()) == list(range(24))
-    torch.testing.assert_close(features[index.argsort()], alone.features[alone.index.argsort()], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        features[index.argsort()], alone.features[alone.positions.argsort()], atol=1e-4, rtol=1e-4
+    )
 
 
-def test_a_set_smaller_than_a_batch_is_still_gone_through_once(photo_folder: Path, tmp_path: Path, encoder: nn.Module) -> None:
+def test_a_set_smaller_than_a_batch_is_still_gone_through_once(
+    photo_folder: Path, tmp_path: Path, encoder: nn.Module
+) -> None:
     index, features = sweeps(photo_folder, tmp_path, batch_size=64).features(encoder, 0, augmented=True)
     assert sorted(index.tolist()) == list(range(24))
     assert len(features) == 24

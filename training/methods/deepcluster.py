@@ -24,8 +24,8 @@ class DeepCluster(Method):
     clustered; the head, whose classes mean something else then, starts anew; and the epoch draws its images uniformly
     over the clusters, or a few large ones would rule the loss.
 
-    The authors' AlexNet sees Sobel-filtered images, so that clusters are not of colours. The encoders here see colours, as
-    their later ResNets do (Caron et al. 2020); the recipes distort them instead.
+    The authors' AlexNet sees Sobel-filtered images, so that clusters are not of colours. The encoders here see
+    colours, as their later ResNets do (Caron et al. 2020); recipes may distort them instead.
 
     Args:
         encoder: The encoder f.
@@ -44,9 +44,7 @@ class DeepCluster(Method):
     labels: Tensor  # (N,) cluster of each image
     figures: Tensor  # those of the last clustering
 
-    def __init__(
-        self, encoder: Backbone, clusters: int = 10000, pca_dim: int = 256, iterations: int = 20
-    ) -> None:
+    def __init__(self, encoder: Backbone, clusters: int = 10000, pca_dim: int = 256, iterations: int = 20) -> None:
         super().__init__()
         self.encoder = encoder
         self.clusters, self.pca_dim, self.iterations = clusters, pca_dim, iterations
@@ -65,9 +63,7 @@ class DeepCluster(Method):
         index, features = sweeps.features(self.encoder, step, augmented=False)
         generator, images, device = sweeps.generator(step), len(sweeps), self.head.weight.device
         points = whiten_(features, self.pca_dim, images, device)  # (n, d), of unit length
-        found, _ = kmeans(
-            points, index, self.clusters, images, device, generator, iterations=self.iterations
-        )
+        found, _ = kmeans(points, index, self.clusters, images, device, generator, iterations=self.iterations)
         labels = by_position(found, index, images)
         self.figures.copy_(cluster_figures(labels, self.labels, self.clusters))
         self.labels.copy_(labels)

@@ -18,7 +18,7 @@ from ..views import View
 
 def due(step: int, total: int, events: int, power: float) -> list[int]:
     """Which of `events` labellings come before this step: event i is at (i / events)^power of the run, 0 the first."""
-    return [i for i in range(events) if round(total * (i / events) ** power) == step]
+    return [i for i in range(events) if min(round(total * (i / events) ** power), total - 1) == step]
 
 
 class SeLa(Method):
@@ -27,8 +27,9 @@ class SeLa(Method):
     The labels of a head are the balanced assignment that the head's predictions cost least, so that no cluster can take
     all images. Each head clusters the data set anew; they share the encoder, and the loss is their mean.
 
-    The predictions that labels are made of come, as in the authors' code, from random views and the network in train mode.
-    A labelling costs one forward pass of the data set, and the whole set's features: memory, or a file in the run's folder.
+    The predictions that labels are made of come, as in the authors' code, from random views and the network in train
+    mode. A labelling costs a forward pass of the data set and room for its features and for the scores of one head: in
+    memory, or in a file in the run's folder.
 
     Args:
         encoder: The encoder f.
@@ -99,13 +100,13 @@ class SeLa(Method):
     def _label(self, head: int, rows: Rows, sweeps: Sweeps) -> Tensor:
         """Replace the labels of one head by the optimal ones (Eq. 5-8). Returns their figures."""
         own = slice(head * self.clusters, (head + 1) * self.clusters)
-        weight, bias = self.lamb * self.head.weight[own].float(), self.lamb * self.head.bias[own].float()
+        weight, bias = self.lamb * self.head.weight[own], self.lamb * self.head.bias[own]
         scores = sweeps.table(len(rows.features), self.clusters)
-        for features, target in zip(rows.features.split(4096), scores.split(4096), strict=True):
+        for features, target in zip(torch.split(rows.features, 4096), torch.split(scores, 4096), strict=True):
             # lambda log P, but for a constant of each image, which makes no difference to the assignment
-            target.copy_(nn.functional.linear(features.to(weight.device), weight, bias))
+            target.copy_(nn.functional.linear(features.to(weight), weight, bias))
         log_a = sinkhorn(scores, len(sweeps), weight.device)
-        labels = by_position(best_clusters(scores, log_a), rows.index, len(sweeps))
+        labels = by_position(best_clusters(scores, log_a), rows.positions, len(sweeps))
         changes = cluster_figures(labels, self.labels[head], self.clusters)
         self.labels[head] = labels
         return changes
