@@ -265,7 +265,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(self.step, constant=group["constant_lr"])
         torch.manual_seed(seed_of(settings.seed, self.step, self.accelerator.process_index))  # dropout and the like
-        self.method.prepare(self.step, self.sweeps)
+        self._prepare()
         for part in range(settings.accumulate):
             index, batch = next(batches)
             views = self._views(batch, part)
@@ -279,6 +279,10 @@ class Run:
         self.method.after_step(self.step / self.total)
         self.step += 1
         return out
+
+    def _prepare(self) -> None:
+        """Let the method label the data set, where it is due."""
+        self.method.prepare(self.step, self.sweeps)
 
     def _views(self, batch: Batch, part: int) -> list[Tensor]:
         """The views of this process's images, with parameters drawn for the images of all processes."""
