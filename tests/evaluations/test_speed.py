@@ -129,7 +129,7 @@ def test_methods_are_listed_without_importing_them():
 
 
 def test_a_step_beside_its_bare_form(monkeypatch, tmp_path):
-    cumulative = {"train": 13.0, "save": 1.0, "look": 2.0, "_step": 9.0, "_views": 1.5, "loader": 0.5}
+    cumulative = {"train": 13.0, "save": 1.0, "look": 2.0, "_step": 9.5, "_prepare": 0.5, "_views": 1.5, "loader": 0.5}
     monkeypatch.setattr(methods, "seconds_in", lambda stats, file, function: stats[function])
     step = methods.Step.of(cumulative)
     assert step == methods.Step(whole=10.0, bare=7.0)
