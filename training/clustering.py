@@ -117,11 +117,8 @@ def kmeans(
     centroids = _rows_at(torch.randperm(images, generator=generator)[:clusters], points, index, images, device)
     for _ in range(iterations):
         _, _, sums, sizes = _assign(points, centroids)
-        filled = sizes > 0
-        centroids = torch.where(filled[:, None], sums / sizes[:, None].clamp_min(1), centroids.double()).to(
-            points.dtype
-        )
-        centroids = _split_largest(centroids, sizes)
+        means = (sums / sizes[:, None].clamp_min(1)).to(centroids.dtype)
+        centroids = _split_largest(torch.where(sizes[:, None] > 0, means, centroids), sizes)
     labels, distance, _, _ = _assign(points, centroids)
     return labels, float(distance) / images
 

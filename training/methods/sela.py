@@ -1,6 +1,6 @@
 """SeLa: Self-labelling via Simultaneous Clustering and Representation Learning. Asano, Rupprecht & Vedaldi 2020.
 
-https://arxiv.org/abs/1911.05371 (Sec. 3, Alg. 1; multiple heads: Sec. 3.3)
+https://arxiv.org/abs/1911.05371 (Sec. 3)
 
 sslzoo pretrain sela --data FOLDER --recipe cifar10 --out RUN
 """
