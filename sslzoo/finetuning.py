@@ -143,14 +143,13 @@ def finetune(
     settings: dict[str, Any] = {
         "epochs": None if steps else epochs, "steps": steps, "batch_size": batch_size, "lr": lr,
         "weight_decay": weight_decay, "layer_decay": layer_decay, "freeze_encoder": freeze_encoder,
-        "class_weights": class_weights if class_weights is None or isinstance(class_weights, str)
-        else [float(weight) for weight in class_weights],
+        "class_weights": class_weights if isinstance(class_weights, str) else list(class_weights or ()) or None,
         "val_fraction": val_fraction if val is None else None, "seed": seed, "bf16": bf16,
     }  # fmt: skip
     _check(settings, epochs)
     folder = Path(out).resolve()
     state = _earlier(folder, resume)
-    data = _open(model, train, val, val_fraction, seed, batch_size)
+    data = _open(model, train, val, val_fraction, seed)
     settings |= {"data": _name(train), "n_train": len(data.train), "n_val": len(data.val or ())}
     _same_settings(folder, state, settings)
     if state is not None and state["report"] is not None:
@@ -205,7 +204,7 @@ def _check(settings: dict[str, Any], epochs: int) -> None:
             raise ValueError(f"{name} must be {need}, got {value}.")
 
 
-def _open(model: Any, train: Any, val: Any, val_fraction: float, seed: int, batch_size: int) -> _Data:
+def _open(model: Any, train: Any, val: Any, val_fraction: float, seed: int) -> _Data:
     """Open and check all images: what is wrong with them should show now, and not in the middle of an epoch."""
     images = model.open_training(train)
     held = None if val is None else model.open_validation(val)  # wrong classes show before hours of reading
@@ -223,8 +222,6 @@ def _open(model: Any, train: Any, val: Any, val_fraction: float, seed: int, batc
             f"{len(out):,} of the {len(images):,} images, since none were given ({val_fraction:.0%}, seed {seed})"
         )
         images = images.subset(kept)
-    if len(images) < 2:
-        raise ValueError(f"There is {len(images)} training image; batch norm needs two.")
     return _Data(images, held, validation, skipped)
 
 
