@@ -170,6 +170,6 @@ def _computing(encoder: "Encoder", device: torch.device | str | None) -> Iterato
     home = next(encoder.parameters()).device
     with evaluating(encoder):
         try:
-            yield next(encoder.to(device or home, memory_format=torch.channels_last).parameters())
+            yield next(encoder.to(device or home).to(memory_format=torch.channels_last).parameters())
         finally:
-            encoder.to(home, memory_format=torch.contiguous_format)
+            encoder.to(home).to(memory_format=torch.contiguous_format)

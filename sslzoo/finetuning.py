@@ -25,6 +25,7 @@ from sslzoo import weights
 from sslzoo.data import EmptyDatasetError, ImageSet, unreadable
 from sslzoo.feature_files import replacing
 from sslzoo.heads import load_model
+from sslzoo.model_card import render_model_card
 
 STATE = "finetune.json"
 LR = 5e-4  # for a batch of 32, with an encoder that learns
@@ -395,6 +396,8 @@ def _save(folder: Path, model: Any, settings: dict[str, Any], report: FinetuneRe
     """Write the model, and only then that the run is finished."""
     results = {"metrics": report.metrics, "best_epoch": report.best_epoch, "validation": report.validation}
     model.save_pretrained(folder, finetuning={**settings, **results})
+    card = render_model_card(folder.name, weights.read_model_config(folder))
+    (folder / weights.CARD).write_text(card, encoding="utf-8")
     _write_state(folder, settings, report)
 
 

@@ -94,7 +94,7 @@ def classifier_snippets(place: Place) -> list[str]:
 
 
 def _is_vgg(config: Mapping[str, Any]) -> bool:
-    """timm's VGG pools after two layers of its classifier; features of such an encoder are the mean of its maps."""
+    """Tell a VGG: timm's pools after two layers of its classifier, so features are the mean of its maps."""
     return str(config["architecture"]).startswith("vgg")
 
 

@@ -171,7 +171,7 @@ def test_embedding_contenders_must_give_the_same(monkeypatch):
     numbers = iter([np.ones((2, 3)), np.ones((2, 3)) + 1e-7, np.ones((2, 3)) * 1.1])
     monkeypatch.setattr(embed.Job, "cost", lambda *_: (Cost(1, 1), next(numbers)))
     job = embed.Job({}, Path(), Path(), 1, 1)
-    with pytest.raises(ValueError, match="embed: sslzoo gives other numbers, by 0.1 of the largest"):
+    with pytest.raises(ValueError, match=r"embed: sslzoo gives other numbers, by 0\.1 of the largest"):
         embed.measure(job, embed.TASKS[0], 1)
 
 

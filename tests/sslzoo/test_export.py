@@ -100,7 +100,7 @@ def test_a_file_that_differs_is_not_written(
 
 class Unexportable(Classifier):
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        return {"logits": pixel_values.new_tensor(pixel_values.flatten().tolist())}
+        return {"logits": pixel_values.mean((2, 3)) if pixel_values.sum() > 0 else pixel_values[:, :, 0, 0]}
 
 
 def test_what_cannot_be_exported_says_so(classifier: Classifier, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The card of a fine-tuned classifier: its code runs, its front matter is the Hub's, and it claims what was recorded."""
+"""The card of a fine-tuned classifier: its code runs, the Hub reads its front matter, it claims what was recorded."""
 
 import re
 
