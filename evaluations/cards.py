@@ -5,15 +5,16 @@ python -m sslzoo_evaluations cards
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sslzoo import weights, zoo
 from sslzoo.card import render_card, results_table
 
 from . import low_shot
-from .results import Result, latest, read
+from .results import PACKAGED, Result, latest, read
 
 CHECKOUT = Path(__file__).parents[1]
 MARKS = "<!-- {}:begin -->", "<!-- {}:end -->"  # of a table in the README
@@ -67,13 +68,28 @@ def _rendered(root: Path) -> dict[Path, str]:
     texts = {}
     for info in models:
         config = weights.read_config(root / "sslzoo" / "bundled" / info.id)
-        about = [asdict(row) for row in beside(info, frozen)]
-        texts[root / "hub_cards" / f"{info.id}.md"] = render_card(info.id, config, about, info)
+        texts[root / "hub_cards" / f"{info.id}.md"] = _card(info, config, frozen)
     readme = root / "README.md"
     text = _with_table(readme.read_text(encoding="utf-8"), "results", results_table([asdict(row) for row in frozen]))
     networks = {info.id: f"random:{info.arch}@{info.input_size[1]}" for info in models}
     texts[readme] = _with_table(text, "low-shot", low_shot.table(rows, networks))
     return texts
+
+
+def zoo_cards(org: str) -> dict[str, str]:
+    """Cards for the repositories ORG/ID of all entries of the zoo, by id, with the results that came with the package.
+
+    Args:
+        org: User or organization on the Hugging Face Hub.
+    """
+    models = zoo.list_models()
+    rows = [row for row in current(latest(read(PACKAGED)), models) if not low_shot.is_low_shot(row)]
+    configs = {info.id: weights.read_config(weights.locate(info.id)) for info in models}
+    return {info.id: _card(info, configs[info.id], rows, f"{org}/{info.id}") for info in models}
+
+
+def _card(info: zoo.ModelInfo, config: Mapping[str, Any], rows: Sequence[Result], repository: str | None = None) -> str:
+    return render_card(info.id, config, [asdict(row) for row in beside(info, rows)], info, repository=repository)
 
 
 def current(results: Sequence[Result], models: Sequence[zoo.ModelInfo]) -> list[Result]:

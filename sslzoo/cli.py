@@ -1,4 +1,4 @@
-"""The command `sslzoo`: list, info, embed, probe, finetune, predict, demo and pretrain.
+"""The command `sslzoo`: list, info, embed, probe, finetune, predict, demo, export, pretrain and publish.
 
 Modules that need torch are imported by the commands, so that `sslzoo --help` and `sslzoo list` answer at once.
 """
@@ -14,7 +14,9 @@ from sslzoo import console, zoo
 
 app = console.new_app()
 
-Model = Annotated[str, typer.Argument(help="Zoo id or alias (see `sslzoo list`), or a model folder.")]
+Model = Annotated[
+    str, typer.Argument(help="Zoo id or alias (see `sslzoo list`), model folder, or org/name on the Hugging Face Hub.")
+]
 Data = Annotated[str, typer.Argument(help="Folder of images, .npy or .npz array, or saved HF data set.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -68,7 +70,7 @@ def embed(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .npz, .npy or .parquet.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read images; default: chosen for you.")
+        int | None, typer.Option(min=0, help="Threads that read images; default: chosen for you.")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Such as cuda; default: the CPU, or what accelerate gives a process.")
@@ -163,7 +165,9 @@ def predict(
         Path | None, typer.Option("--out", "-o", help="Also write a .json, .csv or picture file (.png, ...).")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Threads that read images; default: chosen for you.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Such as cuda.")] = "cpu",
 ) -> None:
     """Say what is on images.
@@ -205,6 +209,26 @@ def demo(
     print(run(data, out, model or [], say=lambda text: typer.echo(text, err=True)))
 
 
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="File to write: NAME.onnx.")],
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators; default: torch's choice.")] = None,
+) -> None:
+    """Write an encoder or a fine-tuned model as ONNX.
+
+    The file is checked in onnxruntime against torch. Needs pip install 'sslzoo[onnx]'.
+    """
+    from sslzoo import weights
+    from sslzoo.encoder import load
+    from sslzoo.export import export_onnx
+    from sslzoo.heads import load_model
+
+    folder = weights.locate(model)
+    has_task = weights.read_model_config(folder)["sslzoo"].get("task")
+    print(export_onnx(load_model(folder) if has_task else load(folder), out, opset=opset))
+
+
 @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def pretrain(words: Annotated[list[str] | None, typer.Argument()] = None) -> None:
     """Pretrain an encoder on unlabelled images."""
@@ -212,6 +236,36 @@ def pretrain(words: Annotated[list[str] | None, typer.Argument()] = None) -> Non
     from sslzoo_training.__main__ import app as training
 
     training(["pretrain", *(words or [])], prog_name="sslzoo")
+
+
+@app.command()
+def publish(
+    run: Annotated[Path | None, typer.Argument(help="Finished run, or another model folder.")] = None,
+    repository: Annotated[str | None, typer.Argument(metavar="ORG/NAME", help="Made if it is not there.")] = None,
+    zoo_to: Annotated[str | None, typer.Option("--zoo", metavar="ORG", help="All of the zoo, to ORG/ID.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
+) -> None:
+    """Push a model, or all of the zoo, to the Hugging Face Hub.
+
+    Weights, configuration and a card; only what changed. Needs a token with write access: `hf auth login`, or HF_TOKEN.
+    """
+    if (zoo_to is None) == (run is None) or (run is None) != (repository is None):
+        raise typer.BadParameter("needs either RUN and ORG/NAME, or --zoo ORG.")
+    from sslzoo import weights
+    from sslzoo.publish import publish as push
+
+    if run is not None and repository is not None:
+        jobs = [(run, repository, None)]
+    else:
+        from sslzoo_evaluations.cards import zoo_cards  # with the measured results
+
+        jobs = [(weights.locate(id_), f"{zoo_to}/{id_}", card) for id_, card in zoo_cards(str(zoo_to)).items()]
+    for folder, repo_id, card in jobs:
+        done = push(folder, repo_id, card=card, private=private, dry_run=dry_run)
+        print(done)
+        if not dry_run:
+            print(done.url)
 
 
 def _json(value: Any) -> str:

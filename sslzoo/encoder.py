@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ class Encoder(nn.Module):
         return Encoder(network, config).to(next(self.parameters()))
 
     def embed(
-        self, images: Any, *, batch_size: int = 64, num_workers: int = 0, progress: bool = False
+        self, images: Any, *, batch_size: int = 64, num_workers: int | None = None, progress: bool = False
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the features (N, D) of a folder, paths, PIL images, arrays or tensors: see `sslzoo.embed`."""
         from sslzoo.features import embed  # an encoder needs no data loading
@@ -190,28 +191,64 @@ class Encoder(nn.Module):
         """
         weights.write_folder(Path(folder), self.config, self.model.state_dict(), card, half=half)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: str | None = None,
+        private: bool = False,
+        message: str | None = None,
+        token: str | None = None,
+        half: bool = False,
+    ) -> str:
+        """Push to a repository of the Hugging Face Hub: only what changed, in one commit.
+
+        Args:
+            repo_id: "org/name"; made if it is not there.
+            card: Text of README.md; None renders one from `config`, whose code loads from the repository.
+            private: Make it private. An existing public repository is refused.
+            message: Of the commit.
+            token: With write access; None takes HF_TOKEN or that of `hf auth login`.
+            half: As for `save_pretrained`.
+
+        Returns:
+            URL of the commit.
+
+        Raises:
+            sslzoo.hub.HubError: It cannot be done; says why and what to do.
+        """
+        from sslzoo.publish import push_saved  # an encoder needs no card until it is shown to others
+
+        save = partial(self.save_pretrained, half=half)
+        return push_saved(save, repo_id, card=card, private=private, message=message, token=token)
+
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, *, device: torch.device | str = "cpu") -> "Encoder":
+    def from_pretrained(
+        cls, name_or_folder: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> "Encoder":
         """Load an encoder: the same as `sslzoo.load`."""
-        return load(name_or_folder, device=device)
+        return load(name_or_folder, revision=revision, device=device)
 
     def extra_repr(self) -> str:
         """One line about the encoder, within PyTorch's own listing."""
         return f"{self.arch}, num_features={self.num_features}, input_size={self.input_size}"
 
 
-def load(name_or_folder: str | Path, *, device: torch.device | str = "cpu") -> Encoder:
+def load(name_or_folder: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu") -> Encoder:
     """Load a pretrained encoder, in eval mode.
 
     Args:
-        name_or_folder: Zoo id or alias (see `sslzoo.list_models()`), or a folder that `save_pretrained` wrote.
+        name_or_folder: Zoo id or alias (see `sslzoo.list_models()`), a folder that `save_pretrained` wrote, or
+            "org/name" on the Hugging Face Hub. An existing folder wins over a repository of the same name.
+        revision: Branch, tag or commit of the repository; a commit always gives the same bytes.
         device: Where to put it, such as "cuda".
 
     Raises:
         sslzoo.zoo.UnknownModelError: No such id and no such folder; names the nearest ids.
+        sslzoo.hub.HubError: The repository cannot be had; says why, what to do and what loads without a network.
         sslzoo.weights.WeightsError: A file is missing, damaged, or does not fit; nothing is loaded.
     """
-    folder = weights.locate(name_or_folder)
+    folder = weights.locate(name_or_folder, revision=revision)
     config = weights.read_config(folder)
     try:
         network = build_network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)

@@ -24,7 +24,6 @@ from torch import nn
 from sslzoo import weights
 from sslzoo.data import EmptyDatasetError, ImageSet, unreadable
 from sslzoo.feature_files import replacing
-from sslzoo.features import reading_workers
 from sslzoo.heads import load_model
 
 STATE = "finetune.json"
@@ -291,7 +290,7 @@ def _trainer(
         str(folder), epochs=epochs, steps=settings["steps"], warmup_steps=round(WARMUP * steps),
         batch_size=batch_size // world, lr=settings["lr"], seed=settings["seed"],
         metric=model.metric if validating else None, bf16=settings["bf16"], device=device, report_to=report_to,
-        num_workers=reading_workers(len(data.train), batch_size, world) if num_workers is None else num_workers,
+        num_workers=_reading_workers(len(data.train), batch_size, world) if num_workers is None else num_workers,
         world=world,
     )  # fmt: skip
     samples = model.samples(data.train, settings["seed"])
@@ -304,6 +303,17 @@ def _trainer(
         compute_metrics=model.compute_metrics, callbacks=callbacks,
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": settings["lr"], "fused": True}),
     )  # fmt: skip
+
+
+def _reading_workers(n_images: int, batch_size: int, world: int) -> int:
+    """Choose how many processes read images beside each of `world` that compute.
+
+    Half of the processors, up to eight a process; none for few images: starting workers takes longer.
+    """
+    if n_images <= 4 * batch_size:
+        return 0
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, processors // (2 * world)))
 
 
 def _earlier(folder: Path, resume: bool) -> dict[str, Any] | None:

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sslzoo.data import open_images
+from sslzoo.modes import evaluating
 
 from .checkpoint import Log
-from .monitor import collapse_signs, effective_rank, evaluating, feature_std, leave_one_out_knn
+from .monitor import collapse_signs, effective_rank, feature_std, leave_one_out_knn
 from .source import Source, open_source
 from .views import View
 
 LOOK_IMAGES = 1024  # training images whose features are looked at: enough for a rank of some hundreds, and quick
 KNN_IMAGES = 5000
+QUIET = {"loss", "encoder_std", "encoder_rank"}  # not (again) in the bar
 PATIENCE = 100  # steps: an untrained projector may look collapsed
 
 
@@ -89,7 +91,7 @@ class Watch:
         )
         if self.bar is not None:
             shown = {"loss": f"{scalars['loss']:.4f}", "images/s": f"{speed:.0f}", "rank": f"{rank:.1f}"}
-            shown |= {k: f"{v:.3f}" for k, v in (scalars | self.latest).items() if k in ("accuracy", "knn")}
+            shown |= {k: f"{v:.3f}" for k, v in (scalars | self.latest).items() if k not in QUIET}
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(step - self.bar.n)
         self.step, self.clock = step, now
@@ -148,7 +150,7 @@ def _labelled(folder: Path, device: torch.device) -> tuple[Source, Tensor]:
 def _features(encoder: nn.Module, source: Source, index: Tensor, view: View, device: torch.device) -> Tensor:
     """(N, D) features of some images; the encoder gets its modes back."""
     features = []
-    with evaluating(encoder):
+    with evaluating(encoder), torch.inference_mode():
         for part in torch.split(index, 256):
             batch = source.fetch(part)
             params = view.sample(batch.sizes, torch.Generator())

@@ -34,11 +34,12 @@ def head_module(task: str) -> ModuleType:
     return import_module(f"sslzoo.heads.{TASKS[task]}")
 
 
-def load_model(name_or_folder: str | Path, *, device: Any = "cpu") -> Any:
+def load_model(name_or_folder: str | Path, *, revision: str | None = None, device: Any = "cpu") -> Any:
     """Load a model that `save_pretrained` of a head or `finetune` wrote, in eval mode.
 
     Args:
-        name_or_folder: Its folder.
+        name_or_folder: Its folder, or "org/name" on the Hugging Face Hub; an existing folder wins.
+        revision: Branch, tag or commit of the repository.
         device: Where to put it, such as "cuda".
 
     Returns:
@@ -46,10 +47,11 @@ def load_model(name_or_folder: str | Path, *, device: Any = "cpu") -> Any:
 
     Raises:
         sslzoo.weights.WeightsError: A file is missing, damaged, does not fit, or is an encoder's.
+        sslzoo.hub.HubError: The repository cannot be had; says why and what to do.
     """
     from sslzoo import weights  # reads with torch, which the command line starts without
 
-    folder = weights.locate(name_or_folder)
+    folder = weights.locate(name_or_folder, revision=revision)
     task = weights.read_model_config(folder)["sslzoo"].get("task")
     if task is None:
         raise weights.WeightsError(f"{folder} has no task: it holds an encoder. sslzoo.load opens it.")

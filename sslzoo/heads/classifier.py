@@ -118,14 +118,14 @@ class Classifier(nn.Module):
         return {"loss": F.cross_entropy(logits, labels, weight=self.class_weights), "logits": logits}
 
     def predict(
-        self, images: Any, *, batch_size: int = 64, num_workers: int = 0, progress: bool = False
+        self, images: Any, *, batch_size: int = 64, num_workers: int | None = None, progress: bool = False
     ) -> Predictions:
         """Classify images, where the model is; it is in eval mode while it does so.
 
         Args:
             images: A path, a folder, a list, or what else `open_images` takes.
             batch_size: Images a step.
-            num_workers: Processes that read images beside this one.
+            num_workers: Threads that read images beside this one; None chooses.
             progress: Show a progress bar.
 
         Returns:
@@ -164,6 +164,24 @@ class Classifier(nn.Module):
             "finetuning": self.finetuning,
         }
         weights.write_folder(Path(folder), config, state, card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: str | None = None,
+        private: bool = False,
+        message: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Push to a repository of the Hugging Face Hub and return the URL of the commit: see `Encoder.push_to_hub`.
+
+        Raises:
+            sslzoo.hub.HubError: It cannot be done; says why and what to do.
+        """
+        from sslzoo.publish import push_saved  # a classifier needs no card until it is shown to others
+
+        return push_saved(self.save_pretrained, repo_id, card=card, private=private, message=message, token=token)
 
     def extra_repr(self) -> str:
         """One line about the classifier, within PyTorch's own listing."""

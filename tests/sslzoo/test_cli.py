@@ -14,50 +14,12 @@ from sslzoo.encoder import create, load
 from sslzoo.features import read_features
 from sslzoo_training.__main__ import app as training_app
 
-TABLE = """
-[models."byol-resnet18quarter-cifar10"]
-method = "byol"
-arch = "resnet18quarter"
-data = "cifar10"
-licence = "apache-2.0"
-num_features = 128
-params = 699512
-input_size = [3, 64, 64]
-sha256 = "00"
-bytes = 1
-source = "bundled"
-epochs = 1
-hardware = "none"
-paper = "A paper"
-paper_url = "https://arxiv.org/abs/2006.07733"
-summary = "Nothing."
-[models."rotation-resnet50-mnist"]
-method = "rotation"
-arch = "resnet50"
-data = "mnist"
-licence = "cc-by-4.0"
-num_features = 2048
-params = 23500000
-input_size = [3, 64, 64]
-sha256 = "00"
-bytes = 1
-source = "bundled"
-epochs = 1
-hardware = "none"
-paper = "A paper"
-paper_url = "https://arxiv.org/abs/1803.07728"
-summary = "Nothing."
-[aliases]
-short = "rotation-resnet50-mnist"
-"""
 BYOL, ROTATION = "byol-resnet18quarter-cifar10", "rotation-resnet50-mnist"
 
 
 @pytest.fixture
-def table(tmp_path, monkeypatch):
-    path = tmp_path / "zoo.toml"
-    path.write_text(TABLE)
-    monkeypatch.setattr(zoo, "TABLE", path)
+def table(use_zoo):
+    use_zoo({BYOL: {}, ROTATION: {"licence": "cc-by-4.0"}}, {"short": ROTATION})
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +54,16 @@ def assert_error(result, text, code=1):
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["pretrain", "--help"], ["finetune", "--help"], ["--version"], ["list"], ["info", "nothing"]]
+    "args",
+    [
+        ["--help"],
+        ["pretrain", "--help"],
+        ["finetune", "--help"],
+        ["publish", "--help"],
+        ["--version"],
+        ["list"],
+        ["info", "nothing"],
+    ],
 )
 def test_quick_commands_import_nothing_heavy(args):
     code = (
@@ -110,7 +81,7 @@ def test_quick_commands_import_nothing_heavy(args):
 def test_help_names_every_command():
     result = call("--help")
     assert result.exit_code == 0
-    for name in ("list", "info", "embed", "probe", "finetune", "predict", "demo", "pretrain"):
+    for name in ("list", "info", "embed", "probe", "finetune", "predict", "demo", "export", "pretrain", "publish"):
         assert f"\n  {name} " in result.stdout
     assert "..." not in result.stdout.partition("Commands:")[2]  # each is described in whole
 
