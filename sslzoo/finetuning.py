@@ -28,7 +28,7 @@ from sslzoo.heads import load_model
 from sslzoo.model_card import render_model_card
 
 STATE = "finetune.json"
-LR = 5e-4  # for a batch of 32, with an encoder that learns
+LR = 1e-3  # of the head, for a batch of 32; the layers of an encoder that learns have less
 LR_FROZEN = 1e-2
 WARMUP = 0.1  # of all steps
 _TIMINGS = ("_runtime", "_per_second", "_flos", "_time")  # ends of Trainer's names that say nothing about the model
@@ -118,7 +118,7 @@ def finetune(
         epochs: Passes over the images.
         steps: Train for so many steps instead.
         batch_size: Images a step, over all processes. What is left over in an epoch waits for another.
-        lr: At its peak; None is 5e-4, and 1e-2 for a frozen encoder.
+        lr: At its peak; None is 1e-3, and 1e-2 for a frozen encoder.
         weight_decay: Not on biases, norms, and what else timm exempts.
         layer_decay: The learning rate of each layer of the encoder, as timm counts them, as a part of that of the
             next; 1 for the same everywhere.

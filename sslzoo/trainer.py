@@ -58,7 +58,7 @@ def arguments(
         save_strategy="epoch" if metric or world > 1 else "no", save_total_limit=1,
         load_best_model_at_end=metric is not None, metric_for_best_model=metric, greater_is_better=True,
         remove_unused_columns=False, dataloader_num_workers=num_workers,
-        log_level="error",  # its warnings are about clocks of file systems
+        ddp_find_unused_parameters=False, log_level="error",  # its warnings are about clocks of file systems
     )  # fmt: skip
     made._n_gpu = min(made.n_gpu, 1)  # one process uses one GPU; Trainer would split batches among all that it sees
     made.dataloader_pin_memory = made.device.type == "cuda"
