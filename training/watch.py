@@ -19,6 +19,7 @@ from .views import View
 
 LOOK_IMAGES = 1024  # training images whose features are looked at: enough for a rank of some hundreds, and quick
 KNN_IMAGES = 5000
+SHOWN = ("accuracy", "nats", "log_k", "knn")  # on the bar, where a method has them
 PATIENCE = 100  # steps: an untrained projector may look collapsed
 
 
@@ -89,17 +90,23 @@ class Watch:
         )
         if self.bar is not None:
             shown = {"loss": f"{scalars['loss']:.4f}", "images/s": f"{speed:.0f}", "rank": f"{rank:.1f}"}
-            shown |= {k: f"{v:.3f}" for k, v in (scalars | self.latest).items() if k in ("accuracy", "knn")}
+            shown |= {k: f"{v:.3f}" for k, v in (scalars | self.latest).items() if k in SHOWN}
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(step - self.bar.n)
         self.step, self.clock = step, now
         if step >= PATIENCE:
             self._warn(step, collapse_signs(std, rank))
 
-    def look(self, step: int, encoder: nn.Module, image_size: int) -> None:
-        """Spread, rank and, with a labelled folder, kNN of the encoder's features without augmentation."""
+    def look(self, step: int, encoder: nn.Module, trained: View) -> None:
+        """Spread, rank and, with a labelled folder, kNN of the encoder's features without augmentation.
+
+        Args:
+            step: Steps done so far.
+            encoder: Images to features.
+            trained: The view it is trained on, of which size and normalisation count.
+        """
         start = time.monotonic()
-        view = View(size=image_size, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+        view = View(size=trained.size, scale=(1.0, 1.0), ratio=(1.0, 1.0), mean=trained.mean, std=trained.std)
         few = torch.linspace(0, len(self.source) - 1, min(LOOK_IMAGES, len(self.source))).long()
         features = _features(encoder, self.source, few, view, self.device)
         row = {"encoder_std": feature_std(features), "encoder_rank": effective_rank(features)}
