@@ -222,7 +222,7 @@ class Run:
                     self._check(out["loss"])
                     watch.log(self.step, self._reduced(out), out["embedding"], self._lr(self.step - 1))
                 if epoch_ends and (self.step // self.steps_per_epoch) % settings.monitor_every == 0 and self.main:
-                    watch.look(self.step, self.method.encoder_to_publish(), self.plan.views[0])
+                    watch.look(self.step, self.method.encoder_to_publish(), self.config)
                 stopping = self._agree(stop())
                 if stopping or self.step % every == 0 or self.step == self.total:
                     self._check(out["loss"])

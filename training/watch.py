@@ -3,6 +3,7 @@
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +98,17 @@ class Watch:
         if step >= PATIENCE:
             self._warn(step, collapse_signs(std, rank))
 
-    def look(self, step: int, encoder: nn.Module, trained: View) -> None:
+    def look(self, step: int, encoder: nn.Module, config: Mapping[str, Any]) -> None:
         """Spread, rank and, with a labelled folder, kNN of the encoder's features without augmentation.
 
         Args:
             step: Steps done so far.
             encoder: Images to features.
-            trained: The view it is trained on, of which size and normalisation count.
+            config: Its config.json, which says what images it sees.
         """
         start = time.monotonic()
-        view = View(size=trained.size, scale=(1.0, 1.0), ratio=(1.0, 1.0), mean=trained.mean, std=trained.std)
+        sees = config["pretrained_cfg"]
+        view = View(sees["input_size"][-1], scale=(1.0, 1.0), ratio=(1.0, 1.0), mean=sees["mean"], std=sees["std"])
         few = torch.linspace(0, len(self.source) - 1, min(LOOK_IMAGES, len(self.source))).long()
         features = _features(encoder, self.source, few, view, self.device)
         row = {"encoder_std": feature_std(features), "encoder_rank": effective_rank(features)}

@@ -125,11 +125,10 @@ def test_triplet_is_torchs_triplet_loss_of_squared_distances() -> None:
 
 
 def test_infonce_of_inner_products_is_the_n_pair_loss_of_others() -> None:
-    pml = pytest.importorskip("pytorch_metric_learning")
+    pytest.importorskip("pytorch_metric_learning")
     from pytorch_metric_learning.distances import DotProductSimilarity
     from pytorch_metric_learning.losses import NPairsLoss, NTXentLoss
 
-    assert pml.__version__
     x, y = draw(K, DIM), draw(K, DIM, seed=1)
     labels, distance = torch.arange(K), DotProductSimilarity(normalize_embeddings=False)
     expected = math.log(K) - infonce(InnerProduct()(x, y)).item()
@@ -139,7 +138,7 @@ def test_infonce_of_inner_products_is_the_n_pair_loss_of_others() -> None:
         torch.cat([x, y]), labels.repeat(2), indices_tuple=(anchors, their, nobody, nobody)
     )
     assert n_pairs.item() == pytest.approx(expected, rel=1e-10)
-    nt_xent = NTXentLoss(temperature=1.0, distance=distance)(x, labels, ref_emb=y, ref_labels=labels)
+    nt_xent = NTXentLoss(temperature=1.0, distance=distance)(x, labels, ref_emb=y, ref_labels=labels.clone())  # the same tensor would say: the same images
     assert nt_xent.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -266,7 +265,7 @@ def test_the_loss_is_minus_the_estimate_of_the_halves(estimator: str, shared: bo
         other.conv1[0].weight.data.mul_(-1)  # g2 is not g1
     x, y = method.encoder(images[:, :, :16]), other(images[:, :, 16:])
     scores = method.critic(x, y)
-    expected = -by_loops({"js": "js"}.get(estimator, estimator), scores)
+    expected = -by_loops(estimator, scores)
     out = method([images], torch.arange(6))
     assert out["loss"].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
     torch.testing.assert_close(out["embedding"], x.detach())
