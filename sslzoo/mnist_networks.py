@@ -1,4 +1,6 @@
-"""Encoders of the upper half of an MNIST image. Tschannen et al. 2020, https://arxiv.org/abs/1907.13625 (Sec. 3, App. A).
+"""Encoders of the upper half of an MNIST image. Tschannen et al. 2020 (Sec. 3, App. A).
+
+https://arxiv.org/abs/1907.13625
 
 Small networks that no other library has. Importing this module adds them to timm's registry, so that timm makes and
 loads them as its own:
@@ -6,7 +8,6 @@ loads them as its own:
     encoder = sslzoo.create("tophalf_mlp", image_size=28)     # 28 x 28 pixels in, (B, 100) features of rows 0..13 out
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -165,7 +166,7 @@ class RealNVP(nn.Module):
         x = features
         for coupling in reversed(self.couplings):
             x = coupling.inverse(x)  # type: ignore[operator]
-        return x.unflatten(1, (1, ROWS, COLUMNS))
+        return x.view(-1, 1, ROWS, COLUMNS)
 
 
 _CFG = {"input_size": (3, 2 * ROWS, COLUMNS), "fixed_input_size": True, "num_classes": 0, "crop_pct": 1.0}
@@ -182,31 +183,30 @@ def _build(name: str, body: nn.Module, num_features: int, pretrained: bool, args
     )
 
 
-@register_model
 def tophalf_mlp(pretrained: bool = False, **args: Any) -> nn.Module:
     """The paper's MLP, 0.24 M parameters, 100 features."""
     return _build("tophalf_mlp", mlp(), 100, pretrained, args)
 
 
-@register_model
 def tophalf_conv(pretrained: bool = False, **args: Any) -> nn.Module:
     """The paper's convolutional network, 0.22 M parameters, 100 features."""
     return _build("tophalf_conv", conv(), 100, pretrained, args)
 
 
-@register_model
 def tophalf_residual_mlp(pretrained: bool = False, **args: Any) -> nn.Module:
     """The paper's residual MLP, 0.77 M parameters, 392 features."""
     return _build("tophalf_residual_mlp", residual_mlp(), PIXELS, pretrained, args)
 
 
-@register_model
 def tophalf_realnvp(pretrained: bool = False, **args: Any) -> nn.Module:
     """RealNVP that shifts only, 13.9 M parameters, 392 features: the paper's invertible encoder."""
     return _build("tophalf_realnvp", RealNVP(affine=False), PIXELS, pretrained, args)
 
 
-@register_model
 def tophalf_realnvp_affine(pretrained: bool = False, **args: Any) -> nn.Module:
     """RealNVP that scales as well, 16.9 M parameters, 392 features: the paper's adversarially trained one."""
     return _build("tophalf_realnvp_affine", RealNVP(affine=True), PIXELS, pretrained, args)
+
+
+for entrypoint in (tophalf_mlp, tophalf_conv, tophalf_residual_mlp, tophalf_realnvp, tophalf_realnvp_affine):
+    register_model(entrypoint)

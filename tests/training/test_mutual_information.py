@@ -1,4 +1,4 @@
-"""Estimators, critics and the method against closed forms, plain loops, torch's and pytorch-metric-learning's losses."""
+"""Estimators, critics and the method against closed forms, plain loops, and the losses of others."""
 
 import math
 from collections.abc import Callable
@@ -138,7 +138,9 @@ def test_infonce_of_inner_products_is_the_n_pair_loss_of_others() -> None:
         torch.cat([x, y]), labels.repeat(2), indices_tuple=(anchors, their, nobody, nobody)
     )
     assert n_pairs.item() == pytest.approx(expected, rel=1e-10)
-    nt_xent = NTXentLoss(temperature=1.0, distance=distance)(x, labels, ref_emb=y, ref_labels=labels.clone())  # the same tensor would say: the same images
+    nt_xent = NTXentLoss(temperature=1.0, distance=distance)(
+        x, labels, ref_emb=y, ref_labels=labels.clone()
+    )  # the same tensor would say: the same images
     assert nt_xent.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -270,7 +272,9 @@ def test_the_loss_is_minus_the_estimate_of_the_halves(estimator: str, shared: bo
     assert out["loss"].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
     torch.testing.assert_close(out["embedding"], x.detach())
     out["loss"].backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in (other.conv1[0].weight, *method.critic.parameters()))
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in (other.conv1[0].weight, *method.critic.parameters())
+    )
     bound = by_loops("nwj" if estimator in ("nwj", "js") else "infonce", scores + (estimator == "js"))
     assert out["nats"].item() == pytest.approx(bound, rel=1e-4, abs=1e-6)
     assert out["log_k"].item() == pytest.approx(math.log(6))

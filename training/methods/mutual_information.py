@@ -18,8 +18,8 @@ from ..blocks import gather_over_processes
 from ..method import Backbone, Method, Paper
 from ..views import View
 
-# An estimator takes scores f(x_i, y_j), (n, K): n rows of the K x K matrix, of which row i has its one pair from p(x, y)
-# in column `first` + i. All other columns are pairs from p(x) p(y). With several processes, each has n rows of its own.
+# An estimator takes scores f(x_i, y_j), (n, K): those rows of the K x K matrix that this process has. Row i has its one
+# pair from p(x, y) in column `first` + i; its other columns are pairs from p(x) p(y).
 
 
 def infonce(scores: Tensor, first: int = 0) -> Tensor:
@@ -58,7 +58,7 @@ def positives(scores: Tensor, first: int = 0) -> Tensor:
 
 
 def negatives(scores: Tensor, first: int = 0) -> Tensor:
-    """(n, K): the scores, but -inf for x_i with y_i. Subtracted from a sum, its e^f would leave only rounding errors."""
+    """(n, K): the scores, and -inf in place of f(x_i, y_i), whose e^f would drown the others in a sum."""
     own = torch.ones_like(scores, dtype=torch.bool).tril(first).triu(first)
     return scores.masked_fill(own, -torch.inf)
 
@@ -93,9 +93,7 @@ class Separable(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.g, self.h = (
-            nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden)) for _ in range(2)
-        )
+        self.g, self.h = (nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden)) for _ in range(2))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x: (n, D), y: (K, D). Returns scores (n, K)."""
