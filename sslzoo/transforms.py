@@ -6,8 +6,13 @@ from typing import Any
 
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, RandomResizedCrop, ToTensor
+
+MODES = {1: "L", 3: "RGB"}  # by number of channels
+# Of a training crop, as a part of the image: half of each side at the least, so that its subject mostly stays in.
+CROP_AREA = (0.25, 1.0)
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,37 @@ def eval_transform(pretrained_cfg: Mapping[str, Any]) -> Callable[[Image.Image],
     Raises:
         ValueError: `input_size` has neither 1 nor 3 channels.
     """
-    settings = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
-    channels = settings["input_size"][0]
-    modes = {1: "L", 3: "RGB"}
-    if channels not in modes:
-        raise ValueError(f"Images have 1 or 3 channels here, input_size {settings['input_size']} asks for {channels}.")
-    return Compose([ConvertMode(modes[channels]), *create_transform(**settings).transforms])
+    settings = _settings(pretrained_cfg)
+    mode = ConvertMode(MODES[settings["input_size"][0]])
+    return Compose([mode, *create_transform(**settings).transforms])
+
+
+def train_transform(pretrained_cfg: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
+    """Build the training transform of an encoder: a random crop, resized, mirrored half of the time, and normalised.
+
+    Random numbers come from torch's global generator. It can be pickled.
+
+    Args:
+        pretrained_cfg: See `eval_transform`, whose results have the same shape and scale.
+
+    Raises:
+        ValueError: `input_size` has neither 1 nor 3 channels.
+    """
+    settings = _settings(pretrained_cfg)
+    interpolation = str_to_interp_mode(settings["interpolation"])
+    return Compose(
+        [
+            ConvertMode(MODES[settings["input_size"][0]]),
+            RandomResizedCrop(settings["input_size"][1:], scale=CROP_AREA, interpolation=interpolation),
+            RandomHorizontalFlip(),
+            ToTensor(),
+            Normalize(settings["mean"], settings["std"]),
+        ]
+    )
+
+
+def _settings(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
+    if settings["input_size"][0] not in MODES:
+        raise ValueError(f"Images have 1 or 3 channels here, input_size {settings['input_size']} asks for another.")
+    return settings

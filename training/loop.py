@@ -19,6 +19,7 @@ import numpy as np
 import timm.optim
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from sslzoo.encoder import create
@@ -100,6 +101,7 @@ def pretrain(
     with _signals() as received:
         deadline = math.inf if time_limit is None else started + time_limit
         run.train(watch, lambda: bool(received) or time.monotonic() > deadline, progress=progress)
+        run.list_skipped()
     finished = run.step == run.total
     if finished:
         run.finish()
@@ -130,7 +132,7 @@ class Run:
             self._restore(state)
         if self.main:
             folder.mkdir(parents=True, exist_ok=True)
-            self.source.write_skipped(folder)
+            self.source.write_skipped(folder, add=state is not None)
         if progress and self.main:
             print(self.describe(), file=sys.stderr)
 
@@ -302,6 +304,12 @@ class Run:
         if self.accelerator.num_processes == 1:
             return stop
         return bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.accelerator.device), "sum") > 0)
+
+    def list_skipped(self) -> None:
+        """Add to skipped.csv the images whose damage showed when they were decoded, by whichever process."""
+        found = gather_object(self.source.skipped)
+        if self.main:
+            self.source.write_skipped(self.folder, found, add=True)
 
     def finish(self) -> None:
         """Write the encoder, in the zoo's layout, beside the log."""

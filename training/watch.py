@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sslzoo.data import open_images
+from sslzoo.modes import evaluating
 
 from .checkpoint import Log
-from .monitor import collapse_signs, effective_rank, evaluating, feature_std, leave_one_out_knn
+from .monitor import collapse_signs, effective_rank, feature_std, leave_one_out_knn
 from .source import Source, open_source
 from .views import View
 
@@ -157,7 +158,7 @@ def _labelled(folder: Path, device: torch.device) -> tuple[Source, Tensor]:
 def _features(encoder: nn.Module, source: Source, index: Tensor, view: View, device: torch.device) -> Tensor:
     """(N, D) features of some images; the encoder gets its modes back."""
     features = []
-    with evaluating(encoder):
+    with evaluating(encoder), torch.inference_mode():
         for part in torch.split(index, 256):
             batch = source.fetch(part)
             params = view.sample(batch.sizes, torch.Generator())

@@ -1,14 +1,17 @@
 """The networks of half an MNIST image: what they see, their sizes, RealNVP's inverse, and loading."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import sslzoo
+from sslzoo.card import render_card
 from sslzoo.mnist_networks import Coupling, RealNVP, default_cfgs
 
 SIZES = {  # parameters, features
@@ -47,11 +50,26 @@ def test_they_see_the_top_half_in_grey(encoder: sslzoo.Encoder, images: Tensor) 
 
 
 @torch.no_grad()
-def test_they_load_again_here_and_in_timm(encoder: sslzoo.Encoder, images: Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arch", ["tophalf_conv", "tophalf_realnvp"])
+def test_they_load_again_here_and_in_timm(arch: str, images: Tensor, tmp_path: Path) -> None:
+    encoder = sslzoo.create(arch, seed=0)
     encoder.save_pretrained(tmp_path)
     assert torch.equal(sslzoo.load(tmp_path)(images), encoder(images))  # the order of RealNVP's dimensions too
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(model(images), encoder(images))
+
+
+def test_their_card_says_what_they_see_and_its_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_snippets: Callable[[str, sslzoo.Encoder], set[str]]
+) -> None:
+    encoder = sslzoo.create("tophalf_mlp", seed=0)
+    card = render_card("infonce-tophalf_mlp-mnist", encoder.config)
+    for words in ("images of 28×28 pixels in, 100 features out", "28×28 pixels only", "the top half of an image alone"):
+        assert words in card
+    encoder.save_pretrained(tmp_path)
+    Image.new("L", (30, 30), 128).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert run_snippets(card, encoder) == {"sslzoo", "timm"}
 
 
 def test_what_they_cannot_do_is_said() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from torch import nn
 
 import sslzoo
 from sslzoo.data import EmptyDatasetError
-from sslzoo_training import Outcome, checkpoint, loop, pretrain
+from sslzoo_training import Outcome, checkpoint, loop, pretrain, source
 from sslzoo_training.checkpoint import CheckpointError
 from sslzoo_training.method import find_method, list_methods, method_settings
 from sslzoo_training.recipe import RecipeError, Settings
@@ -304,6 +305,23 @@ def test_broken_files_are_listed_one_image_trains_and_none_is_an_error(photos: n
     listed = (tmp_path / "run" / "skipped.csv").read_text()
     assert "broken.png" in listed
     assert "notes.txt" in listed
+
+
+def test_damage_met_while_streaming_is_listed_at_the_end_and_kept_by_the_next_part(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_available_memory", lambda: 0)
+    data = tmp_path / "data"
+    shutil.copytree(photo_folder, data)
+    broken = data / "flower" / "01.png"
+    broken.write_bytes(broken.read_bytes()[:-900])  # the header is whole: only decoding finds it
+    run = tmp_path / "run"
+    stopped = train(data, run, "rotation", epochs=1, time_limit=0)
+    assert not stopped.finished
+    train(data, run, "rotation", epochs=1, resume=True)
+    assert "flower/01.png,image file is truncated" in (run / "skipped.csv").read_text()
+    train(data, run, "rotation", epochs=1, resume=True)  # nothing left to do, so nothing is met
+    assert "flower/01.png,image file is truncated" in (run / "skipped.csv").read_text()
 
 
 def test_arrays_train_as_folders_do(photos: np.ndarray, tmp_path: Path) -> None:

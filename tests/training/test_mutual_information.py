@@ -165,7 +165,7 @@ def test_gradients_stay_finite_where_a_pair_scores_high(name: str) -> None:
 def test_with_the_best_critic_the_estimates_are_those_of_correlated_gaussians(
     correlation: float, dim: int, of_infonce: tuple[float, float], of_nwj: tuple[float, float]
 ) -> None:
-    batches, k = 200, 128
+    batches, k = 100, 128
     x, noise = draw(batches, k, dim), draw(batches, k, dim, seed=1)
     y = correlation * x + math.sqrt(1 - correlation**2) * noise
     true = -dim / 2 * math.log(1 - correlation**2)

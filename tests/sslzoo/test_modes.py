@@ -1,0 +1,13 @@
+import pytest
+from torch import nn
+
+from sslzoo.modes import evaluating
+
+
+def test_every_part_gets_its_own_mode_back_even_after_an_error() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())
+    net[1].eval()
+    with pytest.raises(KeyError), evaluating(net):
+        assert not any(part.training for part in net.modules())
+        raise KeyError
+    assert [part.training for part in net.modules()] == [True, True, False]
