@@ -165,7 +165,9 @@ def predict(
         Path | None, typer.Option("--out", "-o", help="Also write a .json, .csv or picture file (.png, ...).")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Threads that read images; default: chosen for you.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Such as cuda.")] = "cpu",
 ) -> None:
     """Say what is on images.

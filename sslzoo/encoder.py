@@ -172,7 +172,7 @@ class Encoder(nn.Module):
         return Encoder(network, config).to(next(self.parameters()))
 
     def embed(
-        self, images: Any, *, batch_size: int = 64, num_workers: int = 0, progress: bool = False
+        self, images: Any, *, batch_size: int = 64, num_workers: int | None = None, progress: bool = False
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the features (N, D) of a folder, paths, PIL images, arrays or tensors: see `sslzoo.embed`."""
         from sslzoo.features import embed  # an encoder needs no data loading

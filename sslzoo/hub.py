@@ -16,11 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelInfo, constants, get_token, snapshot_download
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of httpx or httpx2, as the client has it
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]  # that of httpx or httpx2, as the client has it
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
@@ -194,7 +194,7 @@ def push_folder(
         )
         return replace(push, url=commit.commit_url)
     except _FAILURES as error:
-        trying = f"{repo_id!r} cannot be pushed to {constants.ENDPOINT}, nothing was committed"
+        trying = f"{repo_id!r} cannot be pushed to {constants.ENDPOINT}"
         raise _explained(error, trying, repo_id, token=token, reading=False) from error
 
 
@@ -268,11 +268,14 @@ def _verify(path: Path) -> None:
 def _explained(error: Exception, trying: str, repo_id: str, *, token: str | None, reading: bool) -> HubError:
     """Our error for one that the client raised: the class that says what mends it, and one line."""
     cause = error
-    if isinstance(error, (LocalEntryNotFoundError, RuntimeError)) and isinstance(error.__cause__, Exception):
+    # nothing cached after a failure, a failed upload, a card that the Hub refused: what happened is the cause
+    if isinstance(error, (LocalEntryNotFoundError, RuntimeError, ValueError)) and isinstance(
+        error.__cause__, Exception
+    ):
         cause = error.__cause__
     kind, why = _refusal(cause, repo_id, token) if isinstance(cause, HfHubHTTPError) else _breakdown(cause)
-    if reading and kind is HubUnreachableError:
-        why = f"{why} {_loads_offline(repo_id)}"
+    if kind is HubUnreachableError:
+        why += f" {_loads_offline(repo_id)}" if reading else " Pushing again is safe: a commit is whole or none."
     return kind(f"{trying}: {why}")
 
 
@@ -291,7 +294,9 @@ def _breakdown(cause: Exception) -> tuple[type[HubError], str]:
             f"{constants.HF_HUB_CACHE}), then try again."
         )
     if isinstance(cause, OSError) and cause.errno is not None:
-        return HubError, f"{cause.strerror}: {cause.filename or constants.HF_HUB_CACHE}. HF_HOME moves the cache."
+        where = str(cause.filename or constants.HF_HUB_CACHE)
+        hint = " HF_HOME moves the cache." if where.startswith(constants.HF_HUB_CACHE) else ""
+        return HubError, f"{cause.strerror}: {where}.{hint}"
     # a size that is not as announced, an answer that is no JSON or lacks what a Hub sends
     return HubUnreachableError, f"the answer is damaged or not that of a Hub ({_words(cause)}). Try again."
 

@@ -118,7 +118,9 @@ def _limits(config: Config) -> str:
             f"It has seen {count(run['n_train'])} labelled images: what these lack or favour, it lacks or favours too."
         )
     if run.get("n_val"):
-        limits.append(f"Its accuracy was measured on {count(run['n_val'])} images, and is as uncertain as these are few.")
+        limits.append(
+            f"Its accuracy was measured on {count(run['n_val'])} images, and is as uncertain as these are few."
+        )
     return "\n".join(f"- {line}" for line in limits)
 
 

@@ -49,12 +49,17 @@ class EncoderFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     Args:
         model: Zoo id, model folder, or an `Encoder`.
         batch_size: Images a step.
-        num_workers: Threads that read images beside this one.
+        num_workers: Threads that read images beside this one; None chooses.
         device: Where to compute, such as "cuda"; None is the CPU, or where a given `Encoder` is.
     """
 
     def __init__(
-        self, model: str | Path | Encoder, *, batch_size: int = 64, num_workers: int = 0, device: str | None = None
+        self,
+        model: str | Path | Encoder,
+        *,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        device: str | None = None,
     ) -> None:
         self.model = model
         self.batch_size = batch_size
@@ -229,7 +234,7 @@ def probe(
     test_fraction: float = 0.2,
     seed: int = 0,
     batch_size: int = 64,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     progress: bool = False,
 ) -> ProbeReport:
     """Tell how well a linear classifier and kNN do on an encoder's features of labelled images.
@@ -243,7 +248,7 @@ def probe(
         test_fraction: How much of every class is held out then.
         seed: Decides which images are held out, for testing and for choosing the linear probe's penalty.
         batch_size: Images a step.
-        num_workers: Threads that read images beside this one.
+        num_workers: Threads that read images beside this one; None chooses.
         progress: Show progress bars.
 
     Raises:

@@ -59,6 +59,8 @@ def locate(name_or_folder: str | Path, *, revision: str | None = None) -> Path:
             if not (folder / name).is_file():
                 raise WeightsError(f"{folder} has no {name}. A model folder holds {CONFIG} and {WEIGHTS}.")
         return folder
+    if folder.exists():
+        raise WeightsError(f"{text!r} is a file. Models are loaded from folders: give the one that it lies in.")
     if isinstance(name_or_folder, Path) or not hub.is_repo_id(text):
         raise WeightsError(
             f"There is no folder {text!r}. Models are loaded by zoo id (see sslzoo.list_models()), from a folder, or "

@@ -1,4 +1,4 @@
-"""What several papers share: the two-layer head, the momentum teacher, statistics and rows of all processes."""
+"""What several papers share: the two-layer head, the momentum teacher, batches and statistics over all processes."""
 
 import copy
 from typing import Any, TypeVar

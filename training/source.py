@@ -173,7 +173,7 @@ def open_source(
     if not sizes:
         raise _nothing_readable(images, faults)
     decoder = _Decoder(images, list(sizes), _stored_size(set(sizes.values()), store_size))
-    limit = _available_memory() // 4 if memory_limit is None else memory_limit
+    limit = available_memory() // 4 if memory_limit is None else memory_limit
     return Source(decoder, faults, decoder.nbytes <= limit, workers, device)
 
 
@@ -310,7 +310,7 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes of memory that can still be had, within the container's limit if there is one."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -21,7 +21,7 @@ from .views import View
 
 LOOK_IMAGES = 1024  # training images whose features are looked at: enough for a rank of some hundreds, and quick
 KNN_IMAGES = 5000
-SHOWN = ("accuracy", "nats", "log_k", "knn")  # on the bar, where a method has them
+QUIET = {"loss", "encoder_std", "encoder_rank"}  # not (again) in the bar
 PATIENCE = 100  # steps: an untrained projector may look collapsed
 
 
@@ -92,7 +92,7 @@ class Watch:
         )
         if self.bar is not None:
             shown = {"loss": f"{scalars['loss']:.4f}", "images/s": f"{speed:.0f}", "rank": f"{rank:.1f}"}
-            shown |= {k: f"{v:.3f}" for k, v in (scalars | self.latest).items() if k in SHOWN}
+            shown |= {k: f"{v:.3f}" for k, v in (scalars | self.latest).items() if k not in QUIET}
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(step - self.bar.n)
         self.step, self.clock = step, now

@@ -1,58 +1,103 @@
-"""What embedding an image costs, from JPEG files: ours beside transformers' pipeline, alternating in one run.
+"""What embedding and classifying an image cost, from JPEG files: ours beside transformers' pipeline, alternating.
 
-    python -m sslzoo_evaluations speed embed     # about 10 minutes on two quiet cores
+    python -m sslzoo_evaluations speed embed     # about 20 minutes on two quiet cores
 
 ResNet-18 with random weights in one folder for both, images of 500 x 375 pixels, as ImageNet's mostly are, at 224 px,
-float32, the same batch size, two threads on two CPUs. Ours is the public command, `sslzoo embed`, with its defaults;
-theirs is `pipeline("image-feature-extraction", pool=True)` on the list of files, with its defaults and, beside it, with
-a worker process that reads images.
+float32, the same batch size, two threads on two CPUs. Ours is the public command, `sslzoo embed` or `sslzoo predict`;
+theirs is `pipeline("image-feature-extraction", pool=True)` or `pipeline("image-classification")` on the list of files,
+with its defaults and, beside it, with a worker process that reads images.
 
 Each measurement is two processes: all images, and one batch of them. The difference is what the other images cost:
-start-up and the loading of the model are in both and drop out. The features of both are compared: they must be equal.
+start-up and the loading of the model are in both and drop out. What all give is compared: it must be equal.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.datasets import load_sample_images
+from torch import nn
 
 from sslzoo.encoder import create
 from sslzoo.feature_files import read_features
+from sslzoo.heads.classifier import classifier
 
 from .measure import Cost, Spread, confined, machine, run_child
 from .pretrain import copy_images
 
+Numbers = np.ndarray[Any, np.dtype[Any]]
+
 THREADS = 2
 SIZE = 224  # pixels
 GOAL = 1.3  # times as many images a second as the pipeline with its defaults
-SAME = 1e-5  # largest difference of features, relative to the largest feature
-
+CLASSES = 10
 OURS = "from sslzoo.cli import main; main()"
-PIPELINE = """
-import sys
+THEIRS = f"""
+import json, sys
 from pathlib import Path
-import torch
-from safetensors.torch import save_file
 from transformers import pipeline
-model, data, out, batch_size, workers = sys.argv[1:]
-embed = pipeline("image-feature-extraction", model=model, device="cpu", pool=True, return_tensors=True)
+task, model, data, out, batch_size, workers = sys.argv[1:]
 files = sorted(map(str, Path(data).iterdir()))
-features = torch.cat(embed(files, batch_size=int(batch_size), num_workers=int(workers)))
-save_file({"features": features}, out)
+how = dict(batch_size=int(batch_size), num_workers=int(workers))
+if task == "embed":
+    import torch
+    from safetensors.torch import save_file
+    run = pipeline("image-feature-extraction", model=model, device="cpu", pool=True, return_tensors=True)
+    save_file(dict(features=torch.cat(run(files, **how))), out)
+else:
+    run = pipeline("image-classification", model=model, device="cpu", top_k={CLASSES})
+    Path(out).write_text(json.dumps(run(files, **how)))
 """
 
 
 @dataclass(frozen=True)
+class Task:
+    """What is done to each image.
+
+    Attributes:
+        name: Our command.
+        tolerance: Largest difference between what two contenders give, relative to the largest value.
+        ours: Suffix of the file that our command writes.
+        theirs: Suffix of theirs.
+    """
+
+    name: str
+    tolerance: float
+    ours: str
+    theirs: str
+
+    def read(self, file: Path) -> Numbers:
+        """Read what a contender wrote: (N, D) features, or (N, K) probabilities."""
+        if file.suffix == ".npz":
+            return read_features(file).X
+        if file.suffix == ".safetensors":
+            return load_file(file)["features"]
+        rows: list[Any] = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(rows[0], dict):  # ours
+            return np.array([[row["probabilities"][str(k)] for k in range(CLASSES)] for row in rows])
+        scores = [{entry["label"]: entry["score"] for entry in row} for row in rows]
+        return np.array([[row[str(k)] for k in range(CLASSES)] for row in scores])
+
+
+TASKS = (
+    Task("embed", 1e-5, ".npz", ".safetensors"),
+    Task("predict", 1e-3, ".json", ".theirs.json"),
+)  # ours are rounded
+
+
+@dataclass(frozen=True)
 class Contender:
-    """One way to embed a folder.
+    """One way to do it.
 
     Attributes:
         name: For the table.
@@ -62,13 +107,13 @@ class Contender:
     name: str
     workers: int | None
 
-    def command(self, model: Path, data: Path, out: Path, batch_size: int) -> list[str]:
-        """The program that embeds the images of a folder; `out` has no suffix yet."""
+    def command(self, task: Task, model: Path, data: Path, out: Path, batch_size: int) -> list[str]:
+        """The program that goes through the images of a folder."""
         if self.workers is None:
-            files = [str(model), str(data), "-o", f"{out}.npz"]
-            return [sys.executable, "-c", OURS, "embed", *files, "--batch-size", str(batch_size)]
-        files = [str(model), str(data), f"{out}.safetensors"]
-        return [sys.executable, "-c", PIPELINE, *files, str(batch_size), str(self.workers)]
+            files = [str(model), str(data), "-o", str(out)]
+            return [sys.executable, "-c", OURS, task.name, *files, "--batch-size", str(batch_size)]
+        files = [str(model), str(data), str(out)]
+        return [sys.executable, "-c", THEIRS, task.name, *files, str(batch_size), str(self.workers)]
 
 
 CONTENDERS = (
@@ -80,36 +125,31 @@ CONTENDERS = (
 
 @dataclass(frozen=True)
 class Job:
-    """What is embedded.
+    """The images of the benchmark, and the models.
 
     Attributes:
-        model: Folder of the encoder.
+        models: Folder of each task's model.
         long: Folder of `images` + `batch_size` JPEG files.
         short: Folder of `batch_size` of them.
-        images: How many more images the long run embeds.
+        images: How many more images the long run has.
         batch_size: Images a step.
     """
 
-    model: Path
+    models: dict[str, Path]
     long: Path
     short: Path
     images: int
     batch_size: int
 
-    def cost(self, contender: Contender) -> tuple[Cost, np.ndarray]:
-        """What the images cost one contender, and the features of all."""
+    def cost(self, task: Task, contender: Contender) -> tuple[Cost, Numbers]:
+        """What the images cost one contender, and what it gave for all."""
         with TemporaryDirectory() as temporary:
-            out = Path(temporary, "features")
-            costs = [
-                run_child(contender.command(self.model, data, out, self.batch_size), _threads())[0]
-                for data in (self.short, self.long)
-            ]
-            return costs[1] - costs[0], _features(out)
-
-
-def _features(out: Path) -> np.ndarray:
-    file = out.with_suffix(".safetensors")
-    return load_file(file)["features"] if file.is_file() else read_features(out.with_suffix(".npz")).X
+            out = Path(temporary, f"out{task.ours if contender.workers is None else task.theirs}")
+            costs = []
+            for data in (self.short, self.long):
+                command = contender.command(task, self.models[task.name], data, out, self.batch_size)
+                costs.append(run_child(command, _threads())[0])
+            return costs[1] - costs[0], task.read(out)
 
 
 def _threads() -> dict[str, str]:
@@ -138,13 +178,18 @@ def make_job(data: Path | None, folder: Path, *, images: int, batch_size: int) -
     else:
         copy_images(data, long, images + batch_size)
     copy_images(long, short, batch_size)
-    create("resnet18", seed=0, image_size=SIZE).save_pretrained(folder / "model")
-    return Job(folder / "model", long, short, images, batch_size)
+    models = {task.name: folder / task.name for task in TASKS}
+    encoder = create("resnet18", seed=0, image_size=SIZE)
+    encoder.save_pretrained(models["embed"])
+    model = classifier(encoder, classes=[str(k) for k in range(CLASSES)])
+    nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(models["predict"])
+    return Job(models, long, short, images, batch_size)
 
 
-def table(images: int, costs: dict[str, list[Cost]]) -> str:
-    """The figures; the last two columns are relative to the first contender."""
-    lines = [f"{'':32}{'CPU ms / image':26}{'images / s':22}CPU time  images / s, relative"]
+def table(task: str, images: int, costs: dict[str, list[Cost]]) -> str:
+    """The figures of one task; the last two columns are relative to the first contender."""
+    lines = [f"{task:32}{'CPU ms / image':26}{'images / s':22}CPU time  images / s, relative"]
     base: tuple[float, float] | None = None
     for name, repeats in costs.items():
         cpu = Spread.of([1000 * cost.cpu / images for cost in repeats])
@@ -155,23 +200,25 @@ def table(images: int, costs: dict[str, list[Cost]]) -> str:
     return "\n".join(lines)
 
 
-def measure(job: Job, repeats: int) -> dict[str, list[Cost]]:
+def measure(job: Job, task: Task, repeats: int) -> dict[str, list[Cost]]:
     """What each contender took, by name; they take turns, so that a busy minute hits all of them.
 
     Raises:
-        ValueError: Their features differ: they did not do the same job.
+        ValueError: They give different numbers: they did not do the same job.
     """
     costs: dict[str, list[Cost]] = {contender.name: [] for contender in CONTENDERS}
-    expected: np.ndarray | None = None
+    expected: Numbers | None = None
     for repeat in range(repeats):
         for contender in CONTENDERS:
-            cost, features = job.cost(contender)
-            expected = features if expected is None else expected
-            difference = float(np.abs(features - expected).max() / np.abs(expected).max())
-            if features.shape != expected.shape or difference > SAME:
-                raise ValueError(f"{contender.name} gives other features, by {difference:.2g} of the largest.")
+            cost, found = job.cost(task, contender)
+            expected = found if expected is None else expected
+            difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+            if difference > task.tolerance:
+                raise ValueError(
+                    f"{task.name}: {contender.name} gives other numbers, by {difference:.2g} of the largest."
+                )
             costs[contender.name].append(cost)
-            done = f"{repeat + 1} of {repeats}, {contender.name}"
+            done = f"{task.name}, {repeat + 1} of {repeats}, {contender.name}"
             print(f"{done}: {1000 * cost.cpu / job.images:.2f} ms CPU an image", file=sys.stderr)
     return costs
 
@@ -190,7 +237,8 @@ def main(argv: Sequence[str]) -> int:
           f"median of {args.repeats} (lowest–highest)")  # fmt: skip
     with TemporaryDirectory() as temporary, confined(THREADS):
         job = make_job(args.data, Path(temporary), images=args.images, batch_size=args.batch_size)
-        print("\n" + table(job.images, measure(job, args.repeats)))
+        for task in TASKS:
+            print("\n" + table(task.name, job.images, measure(job, task, args.repeats)), flush=True)
     print(f"\ngoal: sslzoo at {GOAL} times the images a second of the pipeline, or more")
     return 0
 

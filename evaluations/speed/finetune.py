@@ -98,7 +98,7 @@ def seconds(name: str, options: argparse.Namespace, data: ImageSet, steps: int) 
 def main(argv: list[str]) -> int:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", default="resnet18quarter", help="the smaller, the more a loop's own work shows")
+    parser.add_argument("--arch", default="resnet18", help="of a thin one the loop's own work is a larger part")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--bf16", action="store_true")

@@ -30,7 +30,8 @@ def root(tmp_path, zoo_toml):
         (tmp_path / name).mkdir()
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "sslzoo" / "zoo.toml").write_text(zoo_toml({ID: MODEL}))
-    (tmp_path / "README.md").write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
+    marks = [f"<!-- {name}:{end} -->" for name in ("results", "low-shot") for end in ("begin", "end")]
+    (tmp_path / "README.md").write_text("\n".join(["before", *marks, "after", ""]))
     encoder = sslzoo.create("resnet18quarter", seed=0, image_size=64)
     recipe = {"arch": "resnet18quarter", "epochs": 30, "batch_size": 128, "seed": 0, "image_size": 64}
     encoder.config["sslzoo"] |= {"method": "byol", "dataset": "cifar10", "recipe": recipe}
@@ -64,7 +65,7 @@ def test_tables_show_current_weights_only(root, write):
     write()
     readme, card = (root / "README.md").read_text(), (root / "hub_cards" / f"{ID}.md").read_text()
     assert readme.startswith("before\n<!-- results:begin -->\n| top-1")
-    assert readme.endswith("<!-- results:end -->\nafter\n")
+    assert readme.endswith("<!-- results:end -->\n<!-- low-shot:begin -->\n\n<!-- low-shot:end -->\nafter\n")
     for text in (readme, card):
         assert text.index("60.0 %") < text.index("40.0 %") < text.index("30.0 %")
         assert "99.0 %" not in text  # measured on weights that the zoo no longer has

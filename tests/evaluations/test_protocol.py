@@ -7,10 +7,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import sslzoo
+from sslzoo.transforms import RandomCrop
 from sslzoo_evaluations import knn, linear
 from sslzoo_evaluations.protocol import features, measure, open_splits
 from sslzoo_evaluations.results import read
-from sslzoo_evaluations.subjects import EvaluationError, RandomCrop, mirrored, open_subject
+from sslzoo_evaluations.subjects import EvaluationError, mirrored, open_subject
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_views_depend_on_the_seed_and_not_on_workers(folder):
 
 def test_crops_keep_to_their_ranges():
     random = Random(0)
-    boxes = np.array([RandomCrop.box(400, 300, random) for _ in range(2000)], dtype=float)
+    boxes = np.array([RandomCrop((8, 8)).box(400, 300, random) for _ in range(2000)], dtype=float)
     left, top, width, height = boxes.T
     assert left.min() == 0
     assert top.min() == 0

@@ -292,13 +292,17 @@ class _Pages(_Handler):
 
     def facts(self, path: str, files: Files) -> dict[str, Any]:
         content = files[path]
-        facts = {"size": len(content), "blobId": git_digest(content)}
-        lfs = {"oid": digest(path, content), "sha256": digest(path, content), "size": len(content), "pointerSize": 130}
-        return facts | ({"lfs": lfs} if is_large(path) else {})
+        if not is_large(path):
+            return {"size": len(content), "blobId": git_digest(content)}
+        oid = digest(path, content)  # git itself has a pointer, and the digest of that
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode()
+        lfs = {"oid": oid, "sha256": oid, "size": len(content), "pointerSize": len(pointer)}
+        return {"size": len(content), "blobId": git_digest(pointer), "lfs": lfs}
 
     def tree(self, name: str, revision: str) -> None:
         _, files = self.revision(self.repository(name), revision)
-        self.json([{"type": "file", "path": p, "oid": git_digest(c), **self.facts(p, files)} for p, c in files.items()])
+        facts = {path: self.facts(path, files) for path in files}
+        self.json([{"type": "file", "path": path, "oid": fact["blobId"], **fact} for path, fact in facts.items()])
 
     def resolve(self, name: str, revision: str, path: str) -> None:
         repository = self.repository(name)

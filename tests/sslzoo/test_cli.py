@@ -156,14 +156,14 @@ def test_probe_errors(model, photos, tmp_path):
     assert_error(result, "no labels")
 
 
-def test_finetune_and_predict(model, photos, tmp_path):
+def test_finetune_and_predict(photos, tmp_path):
     run, picture = tmp_path / "run", tmp_path / "said.png"
-    words = ["finetune", "classification", model, photos, "-o", str(run), "--epochs", "4", "--lr", "2e-3",
+    words = ["finetune", "classification", BYOL, photos, "-o", str(run), "--epochs", "3", "--lr", "2e-3",
              "--batch-size", "8", "--workers", "0", "--device", "cpu", "--balanced"]  # fmt: skip
     result = call(*words)
     assert result.exit_code == 0, result.output
     assert "4 of the 24 images, since none were given" in result.stdout
-    assert "0 of 132 encoder tensors are pretrained" in result.stderr
+    assert f"132 of 132 encoder tensors from {BYOL}" in result.stderr
     assert_error(call(*words), "already holds a run")
     assert call(*words, "--resume").exit_code == 0
 
@@ -174,7 +174,7 @@ def test_finetune_and_predict(model, photos, tmp_path):
     one, other = f"{photos}/dark/3.png", f"{photos}/bright"
     rows = json.loads(call("predict", str(run), one, other, "--json").stdout)
     assert [row["image"] for row in rows] == [one, *(f"{other}/{i}.png" for i in range(12))]
-    assert sum(row["label"] in row["image"] for row in rows) >= 12
+    assert sum(row["label"] in row["image"] for row in rows) >= 9
     lines = call("predict", str(run), one, "--csv").stdout.splitlines()
     assert lines[0] == "image,label,probability,bright,dark"
     assert len(lines) == 2

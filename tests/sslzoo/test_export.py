@@ -111,9 +111,7 @@ def test_what_cannot_be_exported_says_so(classifier: Classifier, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_the_extra_it_is_named(
-    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_extra_it_is_named(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"needs onnxscript: pip install 'sslzoo\[onnx\]'"):
         export_onnx(classifier, tmp_path / "model.onnx")

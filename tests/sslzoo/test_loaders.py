@@ -96,9 +96,7 @@ def saved(request: pytest.FixtureRequest, photo: Path, tmp_path_factory: pytest.
 def load_in_sslzoo(saved: Saved) -> None:
     loaded = sslzoo.load(saved.folder)
     assert_same(loaded(saved.batch), saved.features)
-    for found, expected in zip(
-        loaded.feature_maps(saved.batch), saved.encoder.feature_maps(saved.batch), strict=True
-    ):
+    for found, expected in zip(loaded.feature_maps(saved.batch), saved.encoder.feature_maps(saved.batch), strict=True):
         assert_same(found, expected)
 
 

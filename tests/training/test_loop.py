@@ -32,7 +32,8 @@ THIN = {"arch": "resnet18quarter", "image_size": 32, "batch_size": 8, "epochs": 
 
 def small(method: str) -> dict[str, Any]:
     """Settings that make a method's heads narrow."""
-    return {k: 32 for k in method_settings(find_method(method)) if k.endswith("dim")}
+    names = method_settings(find_method(method))
+    return {k: 32 for k in names if k.endswith("dim")} | {k: 4 for k in names if k == "clusters"}
 
 
 def train(data: Path, out: Path, method: str = "byol", **more: Any) -> Outcome:
@@ -83,6 +84,7 @@ def test_norms_and_biases_get_no_decay_and_the_target_no_optimizer(optimizer: st
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     net[2].requires_grad_(False)
     net.constant_lr = lambda: (net[0],)  # type: ignore[assignment]
+    net.without_momentum = lambda: ()  # type: ignore[assignment]
     made = loop.make_optimizer(net, Settings(optimizer=optimizer, weight_decay=0.1))  # type: ignore[arg-type]
     groups = {(g["weight_decay"], g["constant_lr"]): len(g["params"]) for g in made.param_groups}
     assert groups == {(0.1, True): 1, (0.0, True): 1, (0.0, False): 2}
@@ -90,7 +92,7 @@ def test_norms_and_biases_get_no_decay_and_the_target_no_optimizer(optimizer: st
 
 def test_lars_moves_a_layer_in_proportion_to_its_norm_and_norms_by_plain_sgd() -> None:
     net = nn.Sequential(nn.Linear(3, 3))
-    net.constant_lr = lambda: ()  # type: ignore[assignment]
+    net.constant_lr = net.without_momentum = lambda: ()  # type: ignore[assignment]
     before = net[0].weight.detach().clone(), net[0].bias.detach().clone()
     settings = Settings(optimizer="lars", lr=0.5, trust_coefficient=0.01, weight_decay=0.1)
     optimizer = loop.make_optimizer(net, settings)  # type: ignore[arg-type]

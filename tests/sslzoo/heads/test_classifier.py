@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -345,15 +346,29 @@ def test_metrics(model: Classifier) -> None:
 def test_views_depend_on_seed_epoch_and_position_alone(model: Classifier, photo_folder: Path) -> None:
     images = sslzoo.classifier(model.encoder, 2).open_training(photo_folder)
     views = model.samples(images, seed=3)
-    before = torch.random.get_rng_state()
     first = views[5][0]
-    assert torch.equal(torch.random.get_rng_state(), before)
     views[6]
     assert torch.equal(views[5][0], first)
     views.set_epoch(1)
     assert not torch.equal(views[5][0], first)
     assert not torch.equal(model.samples(images, seed=4)[5][0], first)
     assert torch.equal(model.samples(images, None)[5][0], model.transform(images[5]))
-    batch = model.collate([views[0], views[23]])
-    assert batch["pixel_values"].shape == (2, 3, 32, 32)
-    assert batch["labels"].tolist() == [0, 1]
+
+
+def test_views_have_the_size_and_scale_of_the_transform(model: Classifier, photo_folder: Path) -> None:
+    images = sslzoo.classifier(model.encoder, 2).open_training(photo_folder)
+    whole = model.samples(images, seed=0)
+    whole.view = replace(whole.view, area=(1.0, 1.0))
+    plain = model.samples(images, None)
+    views, expected = (model.collate([samples[0], samples[23]]) for samples in (whole, plain))
+    assert views["pixel_values"].shape == expected["pixel_values"].shape == (2, 3, 32, 32)
+    assert views["labels"].tolist() == [0, 1]
+    # the whole image, turned left and right half of the time, as the transform has it
+    either = torch.stack(
+        [
+            (views["pixel_values"] - x).abs().mean((1, 2, 3))
+            for x in (expected["pixel_values"], expected["pixel_values"].flip(3))
+        ]
+    )
+    assert either.amin(0).max() < 0.02
+    assert either.amax(0).min() > 0.1
