@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslzoo.modes import evaluating
+
 from .method import Backbone
-from .monitor import evaluating
 from .recipe import Settings
 from .seeding import LABELS, SWEEP, generator_of
 from .source import Batch, Source, available_memory
