@@ -32,6 +32,11 @@ _DATA = {
         "CIFAR-10 has 32×32-pixel photographs of ten classes, enlarged here: expect little of other images before "
         "you have fine-tuned or probed on yours. It states no licence and is used for research.",
     ),
+    "mnist": _Data(
+        "MNIST",
+        "ylecun/mnist",
+        "MNIST has 28×28-pixel grey digits, white on black: expect nothing of other images. It is under CC BY-SA 3.0.",
+    ),
 }
 _PROTOCOLS = {  # column title, and what it is
     "linear": (
@@ -147,7 +152,7 @@ def _introduction(config: Row, info: ModelInfo | None) -> str:
     return (
         f"{origin} Image encoder ({recipe.get('arch', config['architecture'])}{params}): images of {size[1]}×{size[2]} "
         f"pixels{'' if _fixed_size(config) else ' or another size'} in, "
-        f"{config['num_features']} features or feature maps out."
+        f"{config['num_features']} features{'' if snippets.sees_top_half(config) else ' or feature maps'} out."
     )
 
 
@@ -241,7 +246,7 @@ def _limits(config: Row) -> str:
     known = _DATA.get(block.get("dataset"))
     epochs = (block.get("recipe") or {}).get("epochs")
     limits = [known.limits] if known else []
-    if size[1] < 128 and epochs:
+    if size[1] < 128 and epochs and not _fixed_size(config):
         limits.append(f"It was trained on views of {size[1]} pixels: larger images work, finer detail was never seen.")
     if block.get("dataset") == "cifar10" and epochs and epochs < 200:
         limits.append(
@@ -249,6 +254,11 @@ def _limits(config: Row) -> str:
         )
     if _fixed_size(config):
         limits.append(f"It takes images of {size[1]}×{size[2]} pixels only.")
+    if snippets.sees_top_half(config):
+        limits.append(
+            "It sees the top half of an image alone, and that in grey. Of other libraries only timm loads it, and only "
+            "where sslzoo is installed: it is the network of a paper, not one of a library."
+        )
     limits.append("What its training images lack or favour, its features lack or favour too.")
     return "\n".join(f"- {line}" for line in limits)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from sslzoo import weights
+from sslzoo import mnist_networks, weights  # noqa: F401 (timm's registry gets the networks)
 from sslzoo.transforms import eval_transform
 
 # Our names for timm networks with other arguments. The plain 7×7 stem stays 64 wide in timm whatever the channels are,
@@ -266,7 +266,7 @@ def create(arch: str, *, seed: int | None = None, image_size: int | None = None,
 
     Args:
         arch: An architecture of timm, such as "resnet50", or "resnet18quarter": resnet18 with a quarter of the
-            channels and a thin deep stem (0.70 M parameters).
+            channels and a thin deep stem (0.70 M parameters), or one of `sslzoo.mnist_networks`.
         seed: Gives the same weights again, and leaves torch's own random state alone. None draws from that state.
         image_size: Side in pixels of what `encoder.transform` returns; None takes timm's for this architecture.
         model_args: More arguments of the timm network, such as `in_chans=1`.

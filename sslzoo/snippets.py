@@ -65,6 +65,9 @@ def encoder_snippets(config: Mapping[str, Any], place: Place) -> list[str]:
         config: Its config.json.
         place: Where it is.
     """
+    if sees_top_half(config):
+        known = "import sslzoo.mnist_networks  # timm learns of this network"
+        return [code for code in (_sslzoo(config, place), place.folder, f"{known}\n{_timm(config, place)}") if code]
     snippets = [_sslzoo(config, place), place.folder, _timm(config, place), _transformers(config, place)]
     snippets += [_pipeline(config, place), _torchvision(config, place), _smp(config, place)]
     return [code for code in snippets if code]
@@ -93,6 +96,11 @@ def classifier_snippets(place: Place) -> list[str]:
     return [code for code in snippets if code]
 
 
+def sees_top_half(config: Mapping[str, Any]) -> bool:
+    """Whether this is a network of `sslzoo.mnist_networks`, which have no feature maps and are in no other library."""
+    return str(config["architecture"]).startswith("tophalf_")
+
+
 def _is_vgg(config: Mapping[str, Any]) -> bool:
     """Tell a VGG: timm's pools after two layers of its classifier, so features are the mean of its maps."""
     return str(config["architecture"]).startswith("vgg")
@@ -106,8 +114,12 @@ def _sslzoo(config: Mapping[str, Any], place: Place) -> str:
     return (
         f'import sslzoo\n\nencoder = sslzoo.load({place.name})\nimage = sslzoo.read_image("photo.jpg")\n'
         "batch = encoder.transform(image)[None]  # normalised, (1, C, H, W)\n"
-        f"features = encoder(batch)  # {_width(config)}\n"
-        "maps = encoder.feature_maps(batch)  # [(1, C, h, w), ...], fine to coarse"
+        f"features = encoder(batch)  # {_width(config)}"
+        + (
+            ""
+            if sees_top_half(config)
+            else "\nmaps = encoder.feature_maps(batch)  # [(1, C, h, w), ...], fine to coarse"
+        )
     )
 
 

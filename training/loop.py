@@ -179,6 +179,8 @@ class Run:
         torch.manual_seed(settings.seed)
         encoder = create(settings.arch, seed=settings.seed, image_size=settings.image_size)
         self.config = encoder.config
+        normalisation = {"mean": list(self.plan.views[0].mean), "std": list(self.plan.views[0].std)}
+        self.config["pretrained_cfg"].update(normalisation)  # users' images are to be as those trained on
         self.method = find_method(self.plan.method)(encoder.model.train(), **self.plan.method_settings)
         self.method.begin(len(self.source))
         if self.accelerator.num_processes > 1:
@@ -229,7 +231,7 @@ class Run:
                     self._check(out["loss"])
                     watch.log(self.step, self._reduced(out), out["embedding"], self._lr(self.step - 1))
                 if epoch_ends and (self.step // self.steps_per_epoch) % settings.monitor_every == 0 and self.main:
-                    watch.look(self.step, self.method.encoder_to_publish(), settings.image_size)
+                    watch.look(self.step, self.method.encoder_to_publish(), self.config)
                 stopping = self._agree(stop())
                 if stopping or self.step % every == 0 or self.step == self.total:
                     self._check(out["loss"])

@@ -7,7 +7,7 @@ The constructor is the schema of its settings: what a recipe or the command line
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -62,6 +62,15 @@ class Method(nn.Module):
     PAPER: ClassVar[Paper]
     VIEWS: ClassVar[tuple[View, ...]]
     encoder: Backbone
+
+    @classmethod
+    def published_as(cls, settings: Mapping[str, Any]) -> str:
+        """First part of the zoo id of a run with these settings; by default the name of the method's file.
+
+        Args:
+            settings: All settings of the run, as `Plan.to_dict` gives them.
+        """
+        return cls.__module__.rpartition(".")[2]
 
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
         """One step on this process's share of the batch.

@@ -3,6 +3,7 @@
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,17 @@ class Watch:
         if step >= PATIENCE:
             self._warn(step, collapse_signs(std, rank))
 
-    def look(self, step: int, encoder: nn.Module, image_size: int) -> None:
-        """Spread, rank and, with a labelled folder, kNN of the encoder's features without augmentation."""
+    def look(self, step: int, encoder: nn.Module, config: Mapping[str, Any]) -> None:
+        """Spread, rank and, with a labelled folder, kNN of the encoder's features without augmentation.
+
+        Args:
+            step: Steps done so far.
+            encoder: Images to features.
+            config: Its config.json, which says what images it sees.
+        """
         start = time.monotonic()
-        view = View(size=image_size, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+        sees = config["pretrained_cfg"]
+        view = View(sees["input_size"][-1], scale=(1.0, 1.0), ratio=(1.0, 1.0), mean=sees["mean"], std=sees["std"])
         few = torch.linspace(0, len(self.source) - 1, min(LOOK_IMAGES, len(self.source))).long()
         features = _features(encoder, self.source, few, view, self.device)
         row = {"encoder_std": feature_std(features), "encoder_rank": effective_rank(features)}
