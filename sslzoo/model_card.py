@@ -65,7 +65,9 @@ def _introduction(config: Config) -> str:
     encoder = _encoder(config)
     origin = f"`{parent}`" if parent else "an encoder without a name"
     if method := encoder.get("method"):
-        origin += f" ({encoder['recipe']['arch']}, pretrained by {method} on {data_title(encoder['dataset'])})"
+        arch = (encoder.get("recipe") or {}).get("arch") or config["architecture"]  # not every encoder has a recipe
+        data = f" on {data_title(encoder['dataset'])}" if encoder.get("dataset") else ""
+        origin += f" ({arch}, pretrained by {method}{data})"
     how = "which was not changed" if _finetuning(config).get("freeze_encoder") else "fine-tuned as a whole"
     return (
         f"Image classifier: {len(config['label_names'])} classes, images of {size[1]}×{size[2]} pixels. "
