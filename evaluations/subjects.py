@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from sslzoo import weights, zoo
 from sslzoo.data import ImageSet
 from sslzoo.encoder import Encoder, create, load
+from sslzoo.transforms import conversion, sees_lightness
+
+from .results import SEES_LIGHTNESS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -53,7 +56,8 @@ def open_subject(model: str, seed: int, images: ImageSet) -> Subject:
     """Find what the user wants evaluated.
 
     Args:
-        model: Zoo id or alias, folder of a run, "random:ID", "random:ARCH" or "random:ARCH@SIZE", or "pixels".
+        model: Zoo id or alias, folder of a run, "random:ID", "random:ARCH" or "random:ARCH@SIZE" (ARCH may end in
+            "-lightness": a network that sees only that), or "pixels".
         seed: Of random weights.
         images: The training images: "pixels" takes its size from them.
 
@@ -68,7 +72,8 @@ def open_subject(model: str, seed: int, images: ImageSet) -> Subject:
         encoder = _random(model.removeprefix("random:"), seed)
         state = {key: value.contiguous() for key, value in encoder.model.state_dict().items()}
         digest = sha256(safetensors.torch.save(state)).hexdigest()
-        return _subject(f"random:{encoder.arch}@{encoder.input_size[1]}", digest, encoder)
+        kind = SEES_LIGHTNESS if sees_lightness(encoder.config) else ""
+        return _subject(f"random:{encoder.arch}{kind}@{encoder.input_size[1]}", digest, encoder)
     folder = weights.locate(model)
     encoder = load(folder)
     block = encoder.config.get("sslzoo") or {}
@@ -83,21 +88,21 @@ def _random(name: str, seed: int) -> Encoder:
         row = zoo.info(name)
     except zoo.UnknownModelError:
         arch, _, size = name.partition("@")
+        plain = arch.removesuffix(SEES_LIGHTNESS)
         if size and not size.isdigit():
             raise EvaluationError(
                 f"random:{name}: the size after @ must be a number of pixels, got {size!r}."
             ) from None
         try:
-            return create(arch, seed=seed, image_size=int(size) if size else None)
+            return create(plain, seed=seed, image_size=int(size) if size else None, lightness=plain != arch)
         except ValueError as error:
             raise EvaluationError(f"random:{name}: {error}") from error
-    return create(row.arch, seed=seed, image_size=row.input_size[1])
+    return create(row.arch, seed=seed, image_size=row.input_size[1], lightness=row.input_size[0] == 1)
 
 
 def _subject(name: str, digest: str, encoder: Encoder) -> Subject:
     cfg = encoder.config["pretrained_cfg"]
-    channels, height, width = encoder.input_size
-    view = RandomCrop((height, width), "L" if channels == 1 else "RGB")
+    view = RandomCrop(encoder.input_size[1:], conversion(encoder.config))
     return Subject(name, digest, encoder, encoder.transform, view, tuple(cfg["mean"]), tuple(cfg["std"]), sys.maxsize)
 
 
@@ -114,17 +119,17 @@ class RandomCrop:
 
     Attributes:
         size: (height, width) of the view, pixels.
-        mode: Pillow's mode, "RGB" or "L".
+        convert: What brings an image to the channels that are wanted.
     """
 
     size: tuple[int, int]
-    mode: str = "RGB"
+    convert: Callable[[Image.Image], Image.Image]
 
     def __call__(self, image: Image.Image, random: Random) -> Image.Image:
         """A view of `image`, drawn from `random`."""
         left, top, width, height = self.box(image.width, image.height, random)
         box = (left, top, left + width, top + height)
-        view = image.convert(self.mode).resize(self.size[::-1], Image.Resampling.BICUBIC, box=box)
+        view = self.convert(image).resize(self.size[::-1], Image.Resampling.BICUBIC, box=box)
         return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else view
 
     @staticmethod

@@ -94,6 +94,17 @@ def data_title(data: str) -> str:
     return _DATA[data].title if data in _DATA else data
 
 
+def trained_on(recipe: Row, data: str) -> str:
+    """What the images of a run are, in words.
+
+    Args:
+        recipe: All settings of the run.
+        data: Name of the data set.
+    """
+    title = data_title(data)
+    return f"random crops of one photograph ({title})" if recipe.get("single_image") else title
+
+
 def _rank(model: str, rows: Sequence[Row], protocols: Sequence[str]) -> tuple[Any, ...]:
     means = (mean(_values(rows, model, p) or [0.0]) for p in protocols)
     return (*(-value for value in means), model)
@@ -127,7 +138,7 @@ def _introduction(config: Row, info: ModelInfo | None) -> str:
     origin = (
         info.summary
         if info
-        else f"Pretrained by {block['method']}, without labels, on {data_title(block['dataset'])} for "
+        else f"Pretrained by {block['method']}, without labels, on {trained_on(recipe, block['dataset'])} for "
         f"{recipe['epochs']} epochs."
     )
     return (
@@ -177,7 +188,7 @@ def _training(config: Row, info: ModelInfo | None) -> str:
     commit = run.get("commit")
     facts = {
         "method": f"{block['method']}{_paper_link(block.get('paper'))}",
-        "data": f"{data_title(block['dataset'])}, {_count(run.get('images'))} images, no labels",
+        "data": f"{trained_on(recipe, block['dataset'])}, {_count(run.get('images'))} images, no labels",
         "schedule": f"{recipe['epochs']} epochs, {_count(run.get('steps'))} steps of {recipe['batch_size']} images",
         "seed": recipe["seed"],
         "time": _duration(run["seconds"]) if "seconds" in run else None,

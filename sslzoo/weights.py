@@ -22,6 +22,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 SCHEMA = 1
+LIGHTNESS = "lab-l"  # "input" in the block "sslzoo": the network sees the lightness L of CIE Lab, in one channel
 BUNDLED = Path(__file__).with_name("bundled")
 
 

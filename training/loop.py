@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from sslzoo.data import ImageSet
 from sslzoo.encoder import create
 from sslzoo.provenance import commit
 
@@ -30,6 +31,7 @@ from .checkpoint import CheckpointError
 from .method import Method, find_method
 from .publish import write_run
 from .recipe import Plan, RecipeError, Settings, make_plan
+from .single_image import open_crops
 from .source import Batch, Source, open_source
 from .watch import Watch
 
@@ -75,7 +77,8 @@ def pretrain(
 
     Args:
         method: Name of a method: a file of `methods/`.
-        data: Folder of images (flat or nested), `.npy` / `.npz` array, or a saved Hugging Face data set.
+        data: Folder of images (flat or nested), `.npy` / `.npz` array, or a saved Hugging Face data set; with
+            `single_image=True`, one photograph.
         out: Folder of the run: checkpoint and log and, once finished, config.json, model.safetensors and README.md.
         recipe: Name of a recipe of the package, or a TOML file.
         resume: Go on from the run's checkpoint, if there is one.
@@ -120,7 +123,10 @@ class Run:
         self.share = self._share(settings)
         state = self._previous(resume)
         store_size = settings.store_size or round(1.5 * settings.image_size)
-        self.source: Source = open_source(data, store_size=store_size, device=self.accelerator.device)
+        images: Path | ImageSet = data
+        if settings.single_image:
+            images = open_crops(data, settings.crops, size=store_size, seed=settings.seed)
+        self.source: Source = open_source(images, store_size=store_size, device=self.accelerator.device)
         self.steps_per_epoch = max(1, len(self.source) // settings.batch_size)
         self.total = settings.epochs * self.steps_per_epoch
         self.step, self.seconds = 0, 0.0
@@ -138,8 +144,9 @@ class Run:
         s, n = self.plan.settings, len(self.source)
         skipped = f", {len(self.source.skipped)} skipped (see skipped.csv)" if self.source.skipped else ""
         start = f", going on at step {self.step}" if self.step else ""
+        kind = "crops" if s.single_image else "images"
         return (
-            f"{self.plan.method}: {s.arch} at {s.image_size} px on {n} images of {self.data}{skipped}; "
+            f"{self.plan.method}: {s.arch} at {s.image_size} px on {n} {kind} of {self.data}{skipped}; "
             f"{s.epochs} epochs of {self.steps_per_epoch} steps of {s.batch_size} images, "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {s.precision}, seed {s.seed}{start} "
             f"-> {self.folder}"
@@ -172,9 +179,10 @@ class Run:
     def _build(self) -> None:
         settings = self.plan.settings
         torch.manual_seed(settings.seed)
-        encoder = create(settings.arch, seed=settings.seed, image_size=settings.image_size)
+        kind = find_method(self.plan.method)
+        encoder = create(settings.arch, seed=settings.seed, image_size=settings.image_size, lightness=kind.LIGHTNESS)
         self.config = encoder.config
-        self.method = find_method(self.plan.method)(encoder.model.train(), **self.plan.method_settings)
+        self.method = kind(encoder.model.train(), **self.plan.method_settings)
         if self.accelerator.num_processes > 1:
             sync_batchnorm(self.method, self.accelerator.device)
         self.method.to(self.accelerator.device).to(memory_format=torch.channels_last)
@@ -217,7 +225,7 @@ class Run:
                     self._check(out["loss"])
                     watch.log(self.step, self._reduced(out), out["embedding"], self._lr(self.step - 1))
                 if epoch_ends and (self.step // self.steps_per_epoch) % settings.monitor_every == 0 and self.main:
-                    watch.look(self.step, self.method.encoder_to_publish(), settings.image_size)
+                    watch.look(self.step, self.method.encoder_to_publish(), self.config)
                 stopping = self._agree(stop())
                 if stopping or self.step % every == 0 or self.step == self.total:
                     self._check(out["loss"])

@@ -32,7 +32,7 @@ def test_later_layers_win(tmp_path: Path) -> None:
         ({"epochs": "many"}, "epochs = 'many': needs a int, got a str"),
         ({"epochs": True}, "needs a int, got a bool"),
         ({"epochs": 0}, "at least 1"),
-        ({"optimizer": "adam"}, "needs one of sgd, lars"),
+        ({"optimizer": "adagrad"}, "needs one of sgd, lars, adam"),
         ({"accumulate": 3}, "cannot be cut"),
         ({"views": [{}]}, "views has 1 tables; BYOL takes 2"),
         ({"views": [{"blurr": 1.0}, {}]}, "did you mean blur"),
