@@ -77,6 +77,30 @@ def publish(
     print(f"{info}\n\nbundled. Commit it, then: python -m sslzoo_evaluations linear {id_} --data FOLDER")
 
 
+@app.command()
+def zoo(
+    ids: Annotated[list[str] | None, typer.Argument(help="Only these entries of the queue.")] = None,
+    data: Annotated[Path, typer.Option(help="Root of the data: cifar10/train and others are below it.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = ...,  # type: ignore[assignment]
+    device: Annotated[str, typer.Option(help="cpu or cuda: each has its own recipes.")] = "cpu",
+    time_limit: Annotated[str | None, typer.Option(help="Save and stop after, for example, 9m.")] = None,
+    monitor: Annotated[str, typer.Option(help="Labelled folder below DATA for kNN while training.")] = "",
+    show: Annotated[bool, typer.Option("--list", help="Only say how far each entry is.")] = False,
+) -> None:
+    """Train the zoo's entries, one after the other: the next unfinished one goes on where it was stopped."""
+    from . import queue
+
+    entries = queue.choose(queue.read_queue(), ids or [], device)
+    if not show:
+        limit = None if time_limit is None else parse_duration(time_limit)
+        outcomes = queue.run_queue(entries, data, out, device=device, time_limit=limit, monitor=monitor)
+    for entry in entries:
+        folder = entry.folder(out, device)
+        print(f"{entry.id:45} {queue.state(folder):12} {folder}")
+    if not show and outcomes and outcomes[-1].signal is not None:
+        raise typer.Exit(128 + outcomes[-1].signal)
+
+
 def parse_duration(text: str) -> float:
     """Seconds of "9m", "1h30m", "45s" or "540".
 

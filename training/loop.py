@@ -32,6 +32,7 @@ from .method import Method, find_method
 from .publish import write_run
 from .recipe import Plan, RecipeError, Settings, make_plan
 from .single_image import open_crops
+from .small_maps import speed_up_small_maps
 from .source import Batch, Source, open_source
 from .watch import Watch
 
@@ -185,6 +186,8 @@ class Run:
         self.method = kind(encoder.model.train(), **self.plan.method_settings)
         if self.accelerator.num_processes > 1:
             sync_batchnorm(self.method, self.accelerator.device)
+        if self.accelerator.device.type == "cpu":
+            speed_up_small_maps(self.method)
         self.method.to(self.accelerator.device).to(memory_format=torch.channels_last)
         self.model, self.optimizer = self.accelerator.prepare(self.method, make_optimizer(self.method, settings))
 

@@ -109,7 +109,7 @@ class Job:
         for folder in (self.long, self.short):
             with TemporaryDirectory() as temporary:
                 command = contender.command(method, folder, Path(temporary, "run"), self.batch_size)
-                costs.append(run_child(command, _threads())[0])
+                costs.append(run_child(command, threads())[0])
         return costs[0] - costs[1]
 
     def views_share(self, method: str) -> float:
@@ -122,7 +122,7 @@ class Job:
         with TemporaryDirectory() as temporary:
             path, out = Path(temporary, "profile"), Path(temporary, "run")
             program = [sys.executable, "-c", PROFILED.format(path=str(path))]
-            run_child([*program, *_arguments(method, folder, out, self.batch_size)], _threads())
+            run_child([*program, *_arguments(method, folder, out, self.batch_size)], threads())
             stats = pstats.Stats(str(path))
         return seconds_in(stats, "loop.py", "_views"), seconds_in(stats, "loop.py", "_step")
 
@@ -230,7 +230,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _threads() -> dict[str, str]:
+def threads() -> dict[str, str]:
+    """Environment of a child that computes with `THREADS` threads."""
     return {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
 
 

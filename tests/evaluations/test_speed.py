@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslzoo_evaluations.speed import pretrain, startup
+from sslzoo_evaluations.speed import methods, pretrain, startup
 from sslzoo_evaluations.speed.measure import ChildError, Cost, Spread, confined, run_child
 
 BURN = "import time\nwhile time.process_time() < {seconds}: pass"
@@ -116,9 +116,31 @@ def _burn() -> None:
 
 def test_the_profile_looks_for_functions_that_exist():
     # found by source and not by import: this test must not be slow, and evaluations do not know training
-    source = Path(importlib.util.find_spec("sslzoo_training").origin).with_name("loop.py").read_text()
-    assert "def _views(" in source
-    assert "def _step(" in source
+    folder = Path(importlib.util.find_spec("sslzoo_training").origin).parent
+    for file, function in [*methods.OUTSIDE, *methods.PREPARED, ("loop.py", "_step"), ("loop.py", "train")]:
+        assert f"    def {function}(" in (folder / file).read_text(), (file, function)
+
+
+def test_methods_are_listed_without_importing_them():
+    listed = methods.list_methods()
+    assert {"byol", "simsiam", "rotation"} <= set(listed)
+    assert "sslzoo_evaluations" not in listed
+    assert not any(name.startswith("_") for name in listed)
+
+
+def test_a_step_beside_its_bare_form(monkeypatch, tmp_path):
+    cumulative = {"train": 13.0, "save": 1.0, "look": 2.0, "_step": 9.0, "_views": 1.5, "loader": 0.5}
+    monkeypatch.setattr(methods, "seconds_in", lambda stats, file, function: stats[function])
+    step = methods.Step.of(cumulative)
+    assert step == methods.Step(whole=10.0, bare=7.0)
+    long, short = methods.Step(whole=10.0, bare=8.0), methods.Step(whole=4.0, bare=4.0)
+    monkeypatch.setattr(methods, "profile", lambda method, folder, *_: long if folder.name == "long" else short)
+    job = pretrain.Job(tmp_path / "long", tmp_path / "short", images=1000, batch_size=1)
+    assert methods.ratio("byol", job, "cifar10_cpu") == (1.5, 4.0)
+    assert methods.row("byol", [(1.5, 4.0), (1.2, 3.0), (1.6, 5.0)]).split() == [
+        "byol", "4.00", "(3.00–5.00)", "1.50", "(1.20–1.60)", "MISSED",
+    ]  # fmt: skip
+    assert not methods.row("byol", [(1.2, 4.0)]).endswith("MISSED")
 
 
 @pytest.mark.slow
@@ -129,3 +151,9 @@ def test_pretrain_end_to_end(method, capsys):
     output = capsys.readouterr().out
     for name in ("lightly, float32", "sslzoo, bf16", "augmentation in sslzoo"):
         assert name in output
+
+
+@pytest.mark.slow
+def test_methods_end_to_end(capsys):
+    assert methods.main(["--methods", "rotation", "--repeats", "1", "--steps", "3", "--batch-size", "16"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("rotation")

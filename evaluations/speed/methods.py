@@ -1,0 +1,110 @@
+"""What each method's step costs beside its bare model step: all that is not forward, backward and optimizer.
+
+    python -m sslzoo_evaluations speed methods     # about a minute for each method on two quiet cores
+
+End to end is everything from batch to batch: images from the store, views, labels by clustering where a method makes
+them, logging. Bare is the same step without all that, as if it had been prepared. Both come from one run under
+cProfile with the CPU clock, as a run of several steps less one of one step: start-up, warm-up,
+checkpoints and looks at the features drop out. The goal is a ratio of at most 1.25.
+"""
+
+import argparse
+import pstats
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from .measure import Spread, confined, machine, run_child
+from .pretrain import PROFILED, THREADS, Job, make_job, seconds_in, threads
+
+GOAL = 1.25
+# (file, function) of the profile: what is not of the loop, and what a bare step has not
+OUTSIDE = (("loop.py", "save"), ("watch.py", "look"))
+PREPARED = (("loop.py", "_views"), ("source.py", "loader"))
+
+
+@dataclass(frozen=True)
+class Step:
+    """CPU seconds of some steps.
+
+    Attributes:
+        whole: End to end.
+        bare: Forward, backward, optimizer.
+    """
+
+    whole: float
+    bare: float
+
+    @classmethod
+    def of(cls, stats: pstats.Stats) -> "Step":
+        """The steps of one profiled run."""
+        whole = seconds_in(stats, "loop.py", "train") - sum(_if_called(stats, *what) for what in OUTSIDE)
+        bare = seconds_in(stats, "loop.py", "_step") - sum(seconds_in(stats, *what) for what in PREPARED)
+        return cls(whole, bare)
+
+
+def _if_called(stats: pstats.Stats, file: str, function: str) -> float:
+    try:
+        return seconds_in(stats, file, function)
+    except LookupError:
+        return 0.0
+
+
+def list_methods() -> list[str]:
+    """All methods, without an import of the training code."""
+    spec = find_spec("sslzoo_training")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    folder = Path(next(iter(spec.submodule_search_locations)), "methods")
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def profile(method: str, folder: Path, recipe: str, batch_size: int) -> Step:
+    """One epoch of a method on a folder."""
+    with TemporaryDirectory() as temporary:
+        path, out = Path(temporary, "profile"), Path(temporary, "run")
+        words = ["pretrain", method, "--data", str(folder), "--out", str(out), "--device", "cpu", "--recipe", recipe]
+        words += ["--epochs", "1", "--batch-size", str(batch_size), "monitor_every=1000000"]
+        run_child([sys.executable, "-c", PROFILED.format(path=str(path)), *words], threads())
+        return Step.of(pstats.Stats(str(path)))
+
+
+def ratio(method: str, job: Job, recipe: str) -> tuple[float, float]:
+    """End to end beside bare, and bare CPU milliseconds an image."""
+    long, short = (profile(method, folder, recipe, job.batch_size) for folder in (job.long, job.short))
+    bare = long.bare - short.bare
+    return (long.whole - short.whole) / bare, 1000 * bare / job.images
+
+
+def row(method: str, figures: Sequence[tuple[float, float]]) -> str:
+    """One line of the table."""
+    ratios, costs = (Spread.of(column) for column in zip(*figures, strict=True))
+    missed = "" if ratios.median <= GOAL else "  MISSED"
+    return f"{method:25}{costs.show(2):26}{ratios.show(2)}{missed}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of images; default: cuts of scikit-learn's photographs")
+    parser.add_argument("--methods", nargs="+", choices=list_methods(), default=list_methods())
+    parser.add_argument("--recipe", default="cifar10_cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="steps that are counted")
+    parser.add_argument("--batch-size", type=int, default=128)
+    args = parser.parse_args(argv)
+    print(f"{machine()}\n{args.recipe}, batch {args.batch_size}, {THREADS} threads, {args.steps} steps; "
+          f"median of {args.repeats} (lowest–highest)")  # fmt: skip
+    print(f"{'method':25}{'bare, CPU ms / image':26}end to end / bare (goal: {GOAL} or less)")
+    with TemporaryDirectory() as temporary, confined(THREADS):
+        job = make_job(args.data, Path(temporary), steps=args.steps, batch_size=args.batch_size)
+        for method in args.methods:
+            print(row(method, [ratio(method, job, args.recipe) for _ in range(args.repeats)]), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
