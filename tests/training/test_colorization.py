@@ -15,15 +15,22 @@ from torch import Tensor
 import sslzoo
 from sslzoo.lab import rgb_to_lab
 from sslzoo_training import pretrain
-from sslzoo_training.methods.colorization import Colorization, bin_centres, decode, rebalancing, soft_encode
+from sslzoo_training.methods.colorization import Colorization, SoftEncoding, bin_centres, decode, rebalancing
 
 CENTRES = bin_centres()
 
 
+def soft_encode(ab: Tensor, neighbours: int = 5) -> tuple[Tensor, Tensor]:
+    return SoftEncoding(neighbours, sigma=5.0)(ab)
+
+
 def colours() -> Tensor:
-    """(n, 2): a and b of the pixels of a photograph."""
-    photo = torch.from_numpy(load_sample_images().images[1][::8, ::8]).permute(2, 0, 1)[None] / 255
-    return rgb_to_lab(photo)[0, 1:].flatten(1).T
+    """(n, 2): a and b of the pixels of a photograph, and of random ones up to the edges of sRGB."""
+    photo = torch.from_numpy(load_sample_images().images[1][::8, ::8].copy()).permute(2, 0, 1) / 255
+    random = torch.rand(3, 2000, generator=torch.Generator().manual_seed(0)).lerp(
+        torch.eye(3).repeat(1, 667)[:, 1:], 0.4
+    )
+    return rgb_to_lab(torch.cat([photo.flatten(1), random], 1)[None, :, None])[0, 1:, 0].T
 
 
 def encoder() -> torch.nn.Module:
@@ -52,7 +59,7 @@ def test_there_are_313_bins_on_a_grid_of_ten() -> None:
 @pytest.mark.parametrize("neighbours", [5, 10])
 def test_soft_encoding_equals_scikit_learns_neighbours(neighbours: int) -> None:
     ab = colours()
-    bins, weights = soft_encode(ab, CENTRES, neighbours, 5.0)
+    bins, weights = soft_encode(ab, neighbours)
     distance, nearest = NearestNeighbors(n_neighbors=neighbours).fit(CENTRES.numpy()).kneighbors(ab.numpy())
     expected = np.exp(-(distance**2) / (2 * 5**2))
     expected /= expected.sum(1, keepdims=True)
@@ -65,7 +72,7 @@ def test_soft_encoding_equals_scikit_learns_neighbours(neighbours: int) -> None:
 @pytest.mark.parametrize(("neighbours", "error"), [(5, 0.3), (10, 0.35)])
 def test_soft_encoding_is_a_distribution_that_decodes_to_the_colour(neighbours: int, error: float) -> None:
     ab = colours()
-    bins, weights = soft_encode(ab, CENTRES, neighbours, 5.0)
+    bins, weights = soft_encode(ab, neighbours)
     torch.testing.assert_close(weights.sum(1), torch.ones(len(ab)))
     assert torch.equal(weights.argmax(1), torch.zeros(len(ab), dtype=torch.int64))
     assert torch.equal(bins[:, 0], torch.cdist(ab.double(), CENTRES.double()).argmin(1))
@@ -75,9 +82,7 @@ def test_soft_encoding_is_a_distribution_that_decodes_to_the_colour(neighbours: 
 
 def test_rebalancing_weighs_one_on_average_and_rare_colours_most() -> None:
     counts = torch.zeros(313, dtype=torch.int64)
-    counts.scatter_add_(
-        0, soft_encode(colours(), CENTRES, 1, 5.0)[0][:, 0], torch.ones(len(colours()), dtype=torch.int64)
-    )
+    counts.scatter_add_(0, soft_encode(colours(), 1)[0][:, 0], torch.ones(len(colours()), dtype=torch.int64))
     w = rebalancing(counts, CENTRES, 0.5, 5.0)
     p = torch.zeros(313, dtype=torch.float64)
     for i in range(313):  # smoothed: each bin's share of every other one's mass
@@ -98,14 +103,14 @@ def test_rebalancing_weighs_one_on_average_and_rare_colours_most() -> None:
 
 
 def test_decoding_goes_from_the_mean_to_the_mode() -> None:
-    logits = torch.randn(2, 313, 3, 4, generator=torch.Generator().manual_seed(0))
-    mean = (logits.softmax(1)[:, :, None] * CENTRES[None, :, :, None, None]).sum(1)
+    logits = torch.randn(2, 3, 4, 313, generator=torch.Generator().manual_seed(0))
+    mean = (logits.softmax(-1)[..., None] * CENTRES).sum(-2)
     torch.testing.assert_close(decode(logits, CENTRES, 1.0), mean, atol=1e-3, rtol=1e-4)
-    mode = CENTRES[logits.argmax(1)].movedim(-1, 1)
+    mode = CENTRES[logits.argmax(-1)]
     torch.testing.assert_close(decode(logits, CENTRES, 1e-4), mode)
     annealed = decode(logits, CENTRES)
-    assert (annealed - mode).norm(dim=1).mean() < (mean - mode).norm(dim=1).mean()
-    assert annealed.norm(dim=1).mean() > 1.5 * mean.norm(dim=1).mean()  # less grey
+    assert (annealed - mode).norm(dim=-1).mean() < (mean - mode).norm(dim=-1).mean()
+    assert annealed.norm(dim=-1).mean() > 1.5 * mean.norm(dim=-1).mean()  # less grey
 
 
 def test_the_loss_is_the_weighted_cross_entropy_of_the_colours_of_every_fourth_pixel(images: Tensor) -> None:
@@ -119,7 +124,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_colours_of_every_fourth_p
     for n in range(4):
         for y in range(8):
             for x in range(8):
-                bins, z = soft_encode(lab[n, 1:, 4 * y, 4 * x][None], CENTRES, 5, 5.0)
+                bins, z = soft_encode(lab[n, 1:, 4 * y, 4 * x][None])
                 cross = -(z[0] * logits[n, :, y, x].log_softmax(0)[bins[0]]).sum()
                 plain.append(cross)
                 weighted.append(w[bins[0, 0]] * cross)
@@ -161,7 +166,7 @@ def test_colours_are_counted_in_training_only(images: Tensor) -> None:
     method([images], torch.arange(4))
     once = method.counts.clone()
     assert once.sum() == 4 * 8 * 8
-    expected = soft_encode(rgb_to_lab(images)[:, 1:, ::4, ::4].movedim(1, -1).flatten(0, 2), CENTRES, 1, 5.0)[0]
+    expected = soft_encode(rgb_to_lab(images)[:, 1:, ::4, ::4].movedim(1, -1).flatten(0, 2), 1)[0]
     assert torch.equal(once, expected[:, 0].bincount(minlength=313))
     method([images], torch.arange(4))
     assert torch.equal(method.counts, 2 * once)

@@ -3,6 +3,7 @@
 sslzoo pretrain colorization --data FOLDER --recipe cifar10 --out RUN
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,9 @@ BINS = (
     (-20, -50, 100), (-10, -60, 100), (0, -70, 100), (10, -80, 90), (20, -80, 90), (30, -90, 90), (40, -100, 90),
     (50, -100, 80), (60, -110, 80), (70, -110, 80), (80, -110, 70), (90, -110, 70), (100, -90, 0),
 )  # fmt: skip
+REACH = 110.0  # a and b of sRGB lie within -REACH .. REACH
+CELL = 5.0  # side of the squares into which that is cut to find a colour's bins
+CELLS = round(2 * REACH / CELL)
 STRIDE = 4  # pixels between two predictions
 COLOURLESS = 5  # an image whose a and b all lie within this teaches nothing
 SHOWN = 16  # images of a batch that the diagnostics are taken of
@@ -32,21 +36,45 @@ def bin_centres() -> Tensor:
     return torch.tensor([(float(a), float(b)) for a, first, last in BINS for b in range(first, last + 1, 10)])
 
 
-def soft_encode(ab: Tensor, centres: Tensor, neighbours: int, sigma: float) -> tuple[Tensor, Tensor]:
+class SoftEncoding(nn.Module):
     """Spread colours over the nearest bins, by a Gaussian of the distance (Sec. 2.1, "soft-encoding scheme").
 
+    Of the 313 bins only those are looked at that can be near a colour of its cell: that is exact, and takes a tenth of
+    the time.
+
     Args:
-        ab: (..., 2).
-        centres: (Q, 2).
         neighbours: Bins that share a colour.
         sigma: Of the Gaussian, in units of ab.
-
-    Returns:
-        Bins (..., neighbours), nearest first, and their weights, which sum to 1.
     """
-    squared = (ab[..., :1] - centres[:, 0]).square() + (ab[..., 1:] - centres[:, 1]).square()  # (..., Q) distances
-    nearest, bins = squared.topk(neighbours, dim=-1, largest=False)
-    return bins, torch.softmax(-nearest / (2 * sigma**2), dim=-1)
+
+    centres: Tensor
+    candidates: Tensor
+
+    def __init__(self, neighbours: int, sigma: float) -> None:
+        super().__init__()
+        self.neighbours, self.sigma = neighbours, sigma
+        centres = bin_centres()
+        middles = torch.arange(-REACH + CELL / 2, REACH, CELL)
+        distance = _squared(torch.cartesian_prod(middles, middles), centres).sqrt()  # (cells, Q)
+        # a colour lies within r = CELL / sqrt(2) of the middle of its cell: its k-th neighbour within r + d_k of it,
+        # where d_k is the middle's own, and so all its k neighbours within 2 r + d_k of the middle
+        most = distance.kthvalue(neighbours, dim=1, keepdim=True).values + math.sqrt(2) * CELL
+        count = int((distance <= most).sum(1).max())
+        self.register_buffer("centres", centres, persistent=False)
+        self.register_buffer("candidates", distance.topk(count, largest=False).indices, persistent=False)
+
+    def forward(self, ab: Tensor) -> tuple[Tensor, Tensor]:
+        """Colours (..., 2) -> bins (..., neighbours), nearest first, and their weights, which sum to 1."""
+        cell = ((ab + REACH) / CELL).long().clamp(0, CELLS - 1)  # sRGB's colours all lie within
+        candidates = self.candidates[cell[..., 0] * CELLS + cell[..., 1]]  # (..., C)
+        squared = _squared(ab, self.centres[candidates])
+        squared, order = squared.topk(self.neighbours, dim=-1, largest=False)
+        return candidates.gather(-1, order), torch.softmax(-squared / (2 * self.sigma**2), dim=-1)
+
+
+def _squared(ab: Tensor, centres: Tensor) -> Tensor:
+    """Squared distances (..., Q) of colours (..., 2) and bins (Q, 2) or (..., Q, 2)."""
+    return (ab[..., :1] - centres[..., 0]).square() + (ab[..., 1:] - centres[..., 1]).square()
 
 
 def rebalancing(counts: Tensor, centres: Tensor, uniform: float, sigma: float) -> Tensor:
@@ -60,20 +88,18 @@ def rebalancing(counts: Tensor, centres: Tensor, uniform: float, sigma: float) -
         uniform: Part of the uniform distribution, in [0, 1].
         sigma: Of the Gaussian that smooths the distribution p, in units of ab.
     """
-    squared = (centres[:, None] - centres).square().sum(-1)
-    p = torch.softmax(-squared / (2 * sigma**2), dim=0) @ (counts / counts.sum()).to(centres)
+    p = torch.softmax(-_squared(centres, centres) / (2 * sigma**2), dim=0) @ (counts / counts.sum()).to(centres)
     occurs = (counts > 0).to(p)
     weights = occurs / ((1 - uniform) * p + uniform * occurs / occurs.sum()).clamp(min=torch.finfo(p.dtype).tiny)
     return weights / (p * weights).sum()
 
 
 def decode(logits: Tensor, centres: Tensor, temperature: float = 0.38) -> Tensor:
-    """Annealed mean of the predicted distribution (Eq. 5): (B, Q, h, w) -> ab (B, 2, h, w).
+    """Annealed mean of the predicted distribution (Eq. 5): (..., Q) -> ab (..., 2).
 
     Temperature 1 gives the mean, which is grey; 0, in the limit, the mode, which is spotted.
     """
-    z = torch.softmax(logits / temperature, dim=1)
-    return torch.einsum("bqhw,qc->bchw", z, centres)
+    return torch.softmax(logits / temperature, dim=-1) @ centres
 
 
 class Colorization(Method):
@@ -102,7 +128,6 @@ class Colorization(Method):
         View(size=176, scale=(0.4727, 0.4727), ratio=(1.0, 1.0), flip=0.5, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     )
     LIGHTNESS = True
-    centres: Tensor
     counts: Tensor
 
     def __init__(
@@ -117,10 +142,11 @@ class Colorization(Method):
         self.encoder = encoder
         stages: list[Any] = encoder.feature_info  # type: ignore[assignment]  # timm's
         self.stages = [i for i, stage in enumerate(stages) if stage["reduction"] >= STRIDE]
-        self.head = Hypercolumn([stages[i]["num_chs"] for i in self.stages], hidden_dim, classes=313)
-        self.register_buffer("centres", bin_centres(), persistent=False)
-        self.register_buffer("counts", torch.zeros(313, dtype=torch.int64))
-        self.neighbours, self.sigma, self.uniform = neighbours, sigma, uniform
+        self.soft_encoding = SoftEncoding(neighbours, sigma)
+        bins = len(self.soft_encoding.centres)
+        self.head = Hypercolumn([stages[i]["num_chs"] for i in self.stages], hidden_dim, classes=bins)
+        self.register_buffer("counts", torch.zeros(bins, dtype=torch.int64))
+        self.sigma, self.uniform = sigma, uniform
 
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
         rgb = views[0]
@@ -128,21 +154,20 @@ class Colorization(Method):
             grey = (lightness(rgb) - 50) / 25
             # every fourth pixel, not the mean of four, whose colour may be none of theirs
             ab = rgb_to_lab(rgb[..., ::STRIDE, ::STRIDE])[:, 1:].movedim(1, -1)  # (B, h, w, 2)
-            bins, weights = soft_encode(ab, self.centres, self.neighbours, self.sigma)  # (B, h, w, K) each
+            bins, weights = self.soft_encoding(ab)  # (B, h, w, K) each
             if self.training:
                 self._count(bins[..., 0])
-            rare = rebalancing(self.counts, self.centres, self.uniform, self.sigma)[bins[..., 0]]  # v(Z): (B, h, w)
+            rare = rebalancing(self.counts, self.soft_encoding.centres, self.uniform, self.sigma)[bins[..., 0]]  # v(Z)
             coloured = ab.abs().amax((1, 2, 3)) > COLOURLESS  # (B,)
 
         encoder: Any = self.encoder
         last, maps = encoder.forward_intermediates(grey, indices=self.stages)
-        logits = self.head(maps, ab.shape[1:3]).float()  # (B, Q, h, w)
-        chosen = logits.gather(1, bins.movedim(-1, 1))  # (B, K, h, w)
-        entropy = logits.logsumexp(1) - (weights.movedim(-1, 1) * chosen).sum(1)  # (B, h, w), of Z against log Zhat
-        # the authors weigh the gradient and log the loss without weights: `cross_entropy` here
+        logits = self.head(maps, ab.shape[1:3]).movedim(1, -1).float()  # (B, h, w, Q)
+        entropy = -(weights * logits.log_softmax(-1).gather(-1, bins)).sum(-1)  # (B, h, w), of Z against log Zhat
         entropy = entropy * coloured[:, None, None]
         return {
             "loss": (rare * entropy).mean(),
+            # the authors weigh the gradient only, and log this
             "cross_entropy": entropy.detach().mean(),
             "embedding": encoder.forward_head(last.detach()),
             **self._diagnostics(logits[:SHOWN].detach(), bins[:SHOWN, ..., 0]),
@@ -157,15 +182,13 @@ class Colorization(Method):
 
     def _diagnostics(self, logits: Tensor, bins: Tensor) -> dict[str, Tensor]:
         """A collapse is sepia: few bins predicted, little chroma, no better than always guessing the commonest."""
-        predicted = logits.argmax(1)
-        share = torch.zeros(len(self.centres), device=bins.device).scatter_add_(
-            0, predicted.flatten(), torch.ones_like(logits[:, 0]).flatten() / predicted.numel()
-        )
+        predicted = logits.argmax(-1)
+        share = nn.functional.one_hot(predicted.flatten(), logits.shape[-1]).float().mean(0)
         return {
             "accuracy": (predicted == bins).float().mean(),
             "constant_accuracy": (bins == self.counts.argmax()).float().mean(),
             "bins_entropy": torch.special.entr(share).sum(),
-            "chroma": decode(logits, self.centres).norm(dim=1).mean(),
+            "chroma": decode(logits, self.soft_encoding.centres).norm(dim=-1).mean(),
         }
 
 
