@@ -71,10 +71,10 @@ class BiGAN(Method):
         images, z = views
         features = self.encoder(images)
         x, code = interpolate(images, self.side, mode="area"), self.code(features)
-        # real and fake pairs in one batch: on batches of their own, batch norm would hide what tells them apart
-        pairs = torch.cat([x, self.generator(z)]), torch.cat([code, z])
-        d_loss, _ = bigan_losses(*self.discriminator(*(part.detach() for part in pairs)).chunk(2))
-        real, fake = _frozen(self.discriminator, *pairs).chunk(2)
+        # a batch of real pairs and one of fake ones, each with its own statistics: mixed, the discriminator won by far
+        pairs = (x, code), (self.generator(z), z)
+        d_loss, _ = bigan_losses(*(self.discriminator(*(part.detach() for part in pair)) for pair in pairs))
+        real, fake = (_frozen(self.discriminator, *pair) for pair in pairs)
         _, eg_loss = bigan_losses(real, fake)
         return {
             "loss": d_loss + eg_loss,
