@@ -5,17 +5,19 @@ python -m sslzoo_evaluations cards
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sslzoo import weights, zoo
 from sslzoo.card import render_card, results_table
 
-from .results import SEES_LIGHTNESS, Result, latest, read
+from . import low_shot
+from .results import PACKAGED, SEES_LIGHTNESS, Result, latest, read
 
 CHECKOUT = Path(__file__).parents[1]
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+MARKS = "<!-- {}:begin -->", "<!-- {}:end -->"  # of a table in the README
 
 
 class CardsError(ValueError):
@@ -62,14 +64,32 @@ def stale_files(root: Path) -> dict[Path, str | None]:
 def _rendered(root: Path) -> dict[Path, str]:
     models = zoo.read_table(root / "sslzoo" / "zoo.toml").models
     rows = current(latest(read(root / "evaluations" / "results.csv")), models)
+    frozen = [row for row in rows if not low_shot.is_low_shot(row)]
     texts = {}
     for info in models:
         config = weights.read_config(root / "sslzoo" / "bundled" / info.id)
-        about = [asdict(row) for row in beside(info, rows)]
-        texts[root / "hub_cards" / f"{info.id}.md"] = render_card(info.id, config, about, info)
+        texts[root / "hub_cards" / f"{info.id}.md"] = _card(info, config, frozen)
     readme = root / "README.md"
-    texts[readme] = _with_table(readme.read_text(encoding="utf-8"), results_table([asdict(row) for row in rows]))
+    text = _with_table(readme.read_text(encoding="utf-8"), "results", results_table([asdict(row) for row in frozen]))
+    networks = {info.id: f"random:{info.arch}@{info.input_size[1]}" for info in models}
+    texts[readme] = _with_table(text, "low-shot", low_shot.table(rows, networks))
     return texts
+
+
+def zoo_cards(org: str) -> dict[str, str]:
+    """Cards for the repositories ORG/ID of all entries of the zoo, by id, with the results that came with the package.
+
+    Args:
+        org: User or organization on the Hugging Face Hub.
+    """
+    models = zoo.list_models()
+    rows = [row for row in current(latest(read(PACKAGED)), models) if not low_shot.is_low_shot(row)]
+    configs = {info.id: weights.read_config(weights.locate(info.id)) for info in models}
+    return {info.id: _card(info, configs[info.id], rows, f"{org}/{info.id}") for info in models}
+
+
+def _card(info: zoo.ModelInfo, config: Mapping[str, Any], rows: Sequence[Result], repository: str | None = None) -> str:
+    return render_card(info.id, config, [asdict(row) for row in beside(info, rows)], info, repository=repository)
 
 
 def current(results: Sequence[Result], models: Sequence[zoo.ModelInfo]) -> list[Result]:
@@ -90,9 +110,10 @@ def beside(info: zoo.ModelInfo, results: Sequence[Result]) -> list[Result]:
     return [row for row in results if row.model in compared and row.data in data]
 
 
-def _with_table(readme: str, table: str) -> str:
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise CardsError(f"README.md needs the lines {BEGIN} and {END}, between which its table of results belongs.")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+def _with_table(readme: str, name: str, table: str) -> str:
+    begin, end = (mark.format(name) for mark in MARKS)
+    before, found, rest = readme.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise CardsError(f"README.md needs the lines {begin} and {end}, between which a table of results belongs.")
+    return f"{before}{begin}\n{table}\n{end}{after}"

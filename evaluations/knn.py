@@ -12,6 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sslzoo.knn import vote
+
 from .protocol import Split, evaluate
 
 K = 200
@@ -33,10 +35,7 @@ def fit(train: Split, seed: int) -> tuple[Callable[[Tensor], Tensor], Mapping[st
 def predict(train: Tensor, labels: Tensor, classes: int, k: int, features: Tensor) -> Tensor:
     """Class numbers (N,) of `features` (N, D), by vote of the k nearest of `train` (M, D) with `labels` (M,)."""
     bank = nn.functional.normalize(train, dim=1)
-    predictions = []
-    for part in features.split(BATCH):  # type: ignore[no-untyped-call]
-        cosine, neighbour = (nn.functional.normalize(part, dim=1) @ bank.T).topk(k, dim=1)
-        votes = torch.zeros(len(part), classes, device=part.device)
-        votes.scatter_add_(1, labels[neighbour], ((cosine - 1) / TEMPERATURE).exp())
-        predictions.append(votes.argmax(1))
-    return torch.cat(predictions)
+    parts = features.split(BATCH)  # type: ignore[no-untyped-call]
+    return torch.cat(
+        [vote(nn.functional.normalize(part, dim=1) @ bank.T, labels, classes, k, TEMPERATURE) for part in parts]
+    )

@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from sslzoo.data import EmptyDatasetError, ImageSet, UnreadableImageError, open_images
 from sslzoo.provenance import commit
+from sslzoo.transforms import normalise, to_tensor
 from sslzoo.weights import WeightsError
 from sslzoo.zoo import UnknownModelError
 
 from . import results
-from .subjects import EvaluationError, Subject, normalise, open_subject, to_tensor
+from .subjects import EvaluationError, Subject, open_subject
 
 BATCH = 64  # images, each with all its views
 

@@ -1,22 +1,20 @@
 """What is evaluated: encoders, the same with random weights, raw pixels; how each sees an image and makes features."""
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from random import Random
 
-import numpy as np
 import safetensors.torch
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from sslzoo import weights, zoo
 from sslzoo.data import ImageSet
 from sslzoo.encoder import Encoder, create, load
-from sslzoo.transforms import conversion, sees_lightness
+from sslzoo.transforms import RandomCrop, conversion, normalise, to_tensor
+from sslzoo.weights import sees_lightness
 
 from .results import SEES_LIGHTNESS
 
@@ -111,39 +109,6 @@ def _pixels(images: ImageSet) -> Subject:
     return Subject("pixels", "", nn.Flatten(), Pixels(images.size(0)), mirrored, MEAN, STD, max_views=1)
 
 
-@dataclass(frozen=True)
-class RandomCrop:
-    """A view: a random crop of 8 to 100 % of the area and aspect ratio 3/4 to 4/3, resized, mirrored half of the time.
-
-    As torchvision's RandomResizedCrop and RandomHorizontalFlip, in one call of Pillow: a third of their time.
-
-    Attributes:
-        size: (height, width) of the view, pixels.
-        convert: What brings an image to the channels that are wanted.
-    """
-
-    size: tuple[int, int]
-    convert: Callable[[Image.Image], Image.Image]
-
-    def __call__(self, image: Image.Image, random: Random) -> Image.Image:
-        """A view of `image`, drawn from `random`."""
-        left, top, width, height = self.box(image.width, image.height, random)
-        box = (left, top, left + width, top + height)
-        view = self.convert(image).resize(self.size[::-1], Image.Resampling.BICUBIC, box=box)
-        return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else view
-
-    @staticmethod
-    def box(width: int, height: int, random: Random) -> tuple[int, int, int, int]:
-        """Left, top, width and height of a random crop, pixels; the whole image if ten draws do not fit into it."""
-        for _ in range(10):
-            area = width * height * random.uniform(0.08, 1.0)
-            ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                return random.randint(0, width - w), random.randint(0, height - h), w, h
-        return 0, 0, width, height
-
-
 def mirrored(image: Image.Image, random: Random) -> Image.Image:
     """The mirror image, whatever `random` says."""
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -167,17 +132,3 @@ class Pixels:
                 f"the first {self.size[0]}×{self.size[1]}"
             )
         return normalise(to_tensor(image)[None], MEAN, STD)[0]
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """(C, H, W), uint8."""
-    pixels = np.asarray(image)
-    return torch.from_numpy((pixels[..., None] if pixels.ndim == 2 else pixels).transpose(2, 0, 1).copy())
-
-
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(B, C, H, W), uint8 -> float32, as an encoder takes it."""
-    shape = (-1, 1, 1)
-    return (images / 255 - images.new_tensor(mean, dtype=torch.float32).view(shape)) / images.new_tensor(
-        std, dtype=torch.float32
-    ).view(shape)

@@ -17,6 +17,12 @@ _MODULES = {
     "read_features": "feature_files",
     "EncoderFeatures": "probes",
     "probe": "probes",
+    "Classifier": "heads.classifier",
+    "Predictions": "heads.predictions",
+    "classifier": "heads.classifier",
+    "load_model": "heads",
+    "FinetuneReport": "finetuning",
+    "finetune": "finetuning",
     "open_images": "data",
     "read_image": "images",
     "ModelInfo": "zoo",
@@ -33,6 +39,12 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from sslzoo.feature_files import read_features as read_features
     from sslzoo.features import embed as embed
     from sslzoo.features import embed_to_file as embed_to_file
+    from sslzoo.finetuning import FinetuneReport as FinetuneReport
+    from sslzoo.finetuning import finetune as finetune
+    from sslzoo.heads import load_model as load_model
+    from sslzoo.heads.classifier import Classifier as Classifier
+    from sslzoo.heads.classifier import classifier as classifier
+    from sslzoo.heads.predictions import Predictions as Predictions
     from sslzoo.images import read_image as read_image
     from sslzoo.probes import EncoderFeatures as EncoderFeatures
     from sslzoo.probes import probe as probe

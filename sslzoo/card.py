@@ -1,9 +1,8 @@
-"""Model cards: README.md of a run or a zoo entry, from its config.json and measured results. Nothing in it is typed.
+"""Model cards: README.md of a run, a zoo entry or a repository, from config.json and measured results, nothing typed.
 
 Results are plain mappings with the columns of evaluations/results.csv.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -11,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from sslzoo import snippets
 from sslzoo.zoo import ModelInfo
 
 Row = Mapping[str, Any]
@@ -32,6 +32,11 @@ _DATA = {
         "CIFAR-10 has 32×32-pixel photographs of ten classes, enlarged here: expect little of other images before "
         "you have fine-tuned or probed on yours. It states no licence and is used for research.",
     ),
+    "mnist": _Data(
+        "MNIST",
+        "ylecun/mnist",
+        "MNIST has 28×28-pixel grey digits, white on black: expect nothing of other images. It is under CC BY-SA 3.0.",
+    ),
 }
 _PROTOCOLS = {  # column title, and what it is
     "linear": (
@@ -41,14 +46,16 @@ _PROTOCOLS = {  # column title, and what it is
     ),
     "knn": ("kNN", "kNN: cosine, k = 200, temperature 0.1, features of centre views, nothing chosen."),
 }
-# Networks with the key names of torchvision's; others (variants with model_args, deep stems) have no twin there.
-_TORCHVISION = frozenset(
-    ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"]
-)
-_SMP = ("resnet", "resnext", "wide_resnet", "convnext", "vgg")  # those whose maps have strides 2 or 4, 8, 16, 32
 
 
-def render_card(name: str, config: Row, results: Sequence[Row] = (), info: ModelInfo | None = None) -> str:
+def render_card(
+    name: str,
+    config: Row,
+    results: Sequence[Row] = (),
+    info: ModelInfo | None = None,
+    *,
+    repository: str | None = None,
+) -> str:
     """Text of a card.
 
     Args:
@@ -56,17 +63,21 @@ def render_card(name: str, config: Row, results: Sequence[Row] = (), info: Model
         config: Its config.json.
         results: Latest rows of results.csv about it, and of random weights and raw pixels on the same data.
         info: Its row of the zoo; None for a run that is not in the zoo.
+        repository: "org/name" on the Hugging Face Hub that the card goes to; the code then loads from there. Without
+            it, from the zoo if `info` is given, and otherwise from the folder that the card lies in.
     """
+    results = _known(results)
+    place = snippets.hub_repository(repository) if repository else snippets.zoo_entry(name) if info else snippets.HERE
     sections = [
         f"# {name}\n\n{_introduction(config, info)}",
-        f"## Use\n\n{_use(name, config, in_zoo=info is not None)}",
+        f"## Use\n\n{code_blocks(snippets.encoder_snippets(config, place))}",
         f"## Training\n\n{_training(config, info)}",
         f"## Measured\n\n{_measured(name, results)}",
         f"## Limits\n\n{_limits(config)}",
         f"## Licence\n\n{_licence(info)}",
     ]
     if paper := config["sslzoo"].get("paper"):
-        sections.append(f"## Citation\n\n{_bibtex(config['sslzoo']['method'], paper)}")
+        sections.append(f"## Citation\n\n{bibtex(config['sslzoo']['method'], paper)}")
     return f"---\n{_metadata(name, config, results, info)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -75,7 +86,7 @@ def results_table(results: Sequence[Row]) -> str:
 
     Several seeds become mean, smallest and largest.
     """
-    tables = []
+    tables, results = [], _known(results)
     for data in dict.fromkeys(row["data"] for row in results):
         rows = [row for row in results if row["data"] == data]
         protocols = [p for p in _PROTOCOLS if any(row["protocol"] == p for row in rows)]
@@ -87,6 +98,11 @@ def results_table(results: Sequence[Row]) -> str:
         ]
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
+
+
+def _known(results: Sequence[Row]) -> list[Row]:
+    """Those of the protocols that cards explain."""
+    return [row for row in results if row["protocol"] in _PROTOCOLS]
 
 
 def data_title(data: str) -> str:
@@ -133,91 +149,87 @@ def _title(model: str) -> str:
 
 def _introduction(config: Row, info: ModelInfo | None) -> str:
     block, size = config["sslzoo"], config["pretrained_cfg"]["input_size"]
-    recipe = block["recipe"]
+    recipe = block.get("recipe") or {}
     params = f", {info.params / 1e6:.2f} M parameters" if info else ""
-    origin = (
-        info.summary
-        if info
-        else f"Pretrained by {block['method']}, without labels, on {trained_on(recipe, block['dataset'])} for "
-        f"{recipe['epochs']} epochs."
-    )
+    if info:
+        origin = info.summary
+    elif recipe:
+        origin = (
+            f"Pretrained by {block['method']}, without labels, on {trained_on(recipe, block['dataset'])} for "
+            f"{recipe['epochs']} epochs."
+        )
+    else:
+        origin = "How it was trained is not recorded."
     return (
-        f"{origin} Image encoder ({recipe['arch']}{params}): images of {size[1]}×{size[2]} pixels or another size in, "
-        f"{config['num_features']} features or feature maps out."
+        f"{origin} Image encoder ({recipe.get('arch', config['architecture'])}{params}): images of {size[1]}×{size[2]} "
+        f"pixels{'' if _fixed_size(config) else ' or another size'} in, "
+        f"{config['num_features']} features{'' if snippets.sees_top_half(config) else ' or feature maps'} out."
     )
 
 
-def _use(name: str, config: Row, *, in_zoo: bool) -> str:
-    found = f'from sslzoo.weights import locate\n\nfolder = locate("{name}")' if in_zoo else 'folder = "."  # this one'
-    snippets = [
-        f'import sslzoo\n\nencoder = sslzoo.load("{name if in_zoo else "."}")\n'
-        "features = encoder(encoder.transform(image)[None])  # (1, D), from a PIL image\n"
-        "maps = encoder.feature_maps(images)  # [(B, C, h, w), ...]",
-        "Other libraries read the same folder:",
-        found,
-        'import timm\n\nmodel = timm.create_model(f"local-dir:{folder}", pretrained=True)',
-        "from transformers import AutoImageProcessor, AutoModel\n\n"
-        "model = AutoModel.from_pretrained(folder)\nprocessor = AutoImageProcessor.from_pretrained(folder)",
-    ]
-    arch = config["architecture"]
-    if arch in _TORCHVISION and not config["model_args"]:
-        snippets.append(
-            "import torchvision\nfrom safetensors.torch import load_file\n\n"
-            f"model = torchvision.models.{arch}()\n"
-            'model.load_state_dict(load_file(f"{folder}/model.safetensors"), strict=False)  # lacks fc only'
-        )
-    if arch.startswith(_SMP):
-        arguments = "".join(f",\n    {key}={_python(value)}" for key, value in config["model_args"].items())
-        snippets.append(
-            "import segmentation_models_pytorch as smp\n\n"
-            f'model = smp.Unet(\n    "tu-{arch}",\n    encoder_weights=True,\n'
-            '    pretrained_cfg_overlay={"file": f"{folder}/model.safetensors", "num_classes": 0}'
-            f"{arguments},\n)"
-        )
-    return "\n\n".join(s if s.endswith(":") else f"```python\n{s}\n```" for s in snippets)
+def _fixed_size(config: Row) -> bool:
+    return bool(config["pretrained_cfg"].get("fixed_input_size")) and not config["model_args"].get("dynamic_img_size")
 
 
-def _python(value: Any) -> str:
-    """A literal, with double quotes."""
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+def code_blocks(codes: Iterable[str]) -> str:
+    """Markdown: each a block of Python."""
+    return "\n\n".join(f"```python\n{code}\n```" for code in codes)
 
 
 def _training(config: Row, info: ModelInfo | None) -> str:
     block = config["sslzoo"]
-    recipe, run = block["recipe"], block.get("run", {})
-    commit = run.get("commit")
+    recipe, run = block.get("recipe"), block.get("run", {})
+    if not recipe:
+        return "`config.json` says nothing of it."
     facts = {
         "method": f"{block['method']}{_paper_link(block.get('paper'))}",
-        "data": f"{trained_on(recipe, block['dataset'])}, {_count(run.get('images'))} images, no labels",
-        "schedule": f"{recipe['epochs']} epochs, {_count(run.get('steps'))} steps of {recipe['batch_size']} images",
+        "data": f"{trained_on(recipe, block['dataset'])}, {count(run.get('images'))} images, no labels",
+        "schedule": f"{recipe['epochs']} epochs, {count(run.get('steps'))} steps of {recipe['batch_size']} images",
+        "recipe": _recipe(recipe),
         "seed": recipe["seed"],
-        "time": _duration(run["seconds"]) if "seconds" in run else None,
-        "hardware": info.hardware if info else _hardware(run),
+        "cost": duration(run["seconds"]) if "seconds" in run else None,
+        "hardware": info.hardware if info else hardware(run),
         "torch": run.get("torch"),
-        "code": f"commit {commit}" if commit else None,
+        "code": f"commit {run['commit']}" if run.get("commit") else None,
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
-    text = f"| | |\n| --- | --- |\n{table}"
+    text = facts_table(facts)
     if command := block.get("command"):
         text += f"\n\n```bash\n{command}\n```"
     return f'{text}\n\nEvery setting, those of the augmentations too, is in `config.json` under `"sslzoo"`, `"recipe"`.'
 
 
-def _duration(seconds: float) -> str:
+def _recipe(recipe: Row) -> str | None:
+    """The settings that one looks for first, in a line."""
+    words = {"optimizer": "{}", "lr": "lr {} per 256 images", "momentum": "momentum {}"}
+    words |= {"weight_decay": "weight decay {}", "warmup_epochs": "{} epochs of warm-up", "precision": "precision {}"}
+    words |= {"image_size": "views of {} pixels"}
+    return ", ".join(text.format(recipe[key]) for key, text in words.items() if key in recipe) or None
+
+
+def facts_table(facts: Row) -> str:
+    """Markdown: a line for each fact that is not None."""
+    lines = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
+    return f"| | |\n| --- | --- |\n{lines}"
+
+
+def duration(seconds: float) -> str:
+    """How texts write a time: 5977 -> 1.7 hours."""
     for unit, length in (("hours", 3600), ("minutes", 60)):
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} seconds"
 
 
-def _hardware(run: Row) -> str | None:
+def hardware(run: Row) -> str | None:
+    """What a run recorded of its device, and how many there were."""
     if "device" not in run:
         return None
     processes = run.get("processes", 1)
     return f"{processes} × {run['device']}" if processes > 1 else str(run["device"])
 
 
-def _count(number: int | None) -> str:
+def count(number: int | None) -> str:
+    """How texts write a number: 50000 -> 50 000."""
     return "an unrecorded number of" if number is None else f"{number:,}".replace(",", " ")
 
 
@@ -231,7 +243,7 @@ def _measured(name: str, results: Sequence[Row]) -> str:
         return "Not measured yet. `python -m sslzoo_evaluations linear FOLDER --data DATA` does it."
     protocols = [text for p, (_, text) in _PROTOCOLS.items() if any(row["protocol"] == p for row in own)]
     counts = {(row["n_train"], row["n_test"]) for row in results}
-    sizes = " or ".join(f"{_count(int(n))} training and {_count(int(m))} test images" for n, m in sorted(counts))
+    sizes = " or ".join(f"{count(int(n))} training and {count(int(m))} test images" for n, m in sorted(counts))
     commits = sorted({row["commit"] for row in own if row["commit"]})
     measured = f"Measured {max(row['date'] for row in own)}" + (f", commit {', '.join(commits)}" if commits else "")
     return (
@@ -242,14 +254,21 @@ def _measured(name: str, results: Sequence[Row]) -> str:
 
 def _limits(config: Row) -> str:
     block, size = config["sslzoo"], config["pretrained_cfg"]["input_size"]
-    known = _DATA.get(block["dataset"])
+    known = _DATA.get(block.get("dataset"))
+    epochs = (block.get("recipe") or {}).get("epochs")
     limits = [known.limits] if known else []
-    if size[1] < 128:
+    if size[1] < 128 and epochs and not _fixed_size(config):
         limits.append(f"It was trained on views of {size[1]} pixels: larger images work, finer detail was never seen.")
-    if block["dataset"] == "cifar10" and block["recipe"]["epochs"] < 200:
+    if block.get("dataset") == "cifar10" and epochs and epochs < 200:
         limits.append(
-            f"{block['recipe']['epochs']} epochs are few: published results on CIFAR-10 come from 200 to 1000, mostly "
-            "of larger networks."
+            f"{epochs} epochs are few: published results on CIFAR-10 come from 200 to 1000, mostly of larger networks."
+        )
+    if _fixed_size(config):
+        limits.append(f"It takes images of {size[1]}×{size[2]} pixels only.")
+    if snippets.sees_top_half(config):
+        limits.append(
+            "It sees the top half of an image alone, and that in grey. Of other libraries only timm loads it, and only "
+            "where sslzoo is installed: it is the network of a paper, not one of a library."
         )
     limits.append("What its training images lack or favour, its features lack or favour too.")
     return "\n".join(f"- {line}" for line in limits)
@@ -261,7 +280,8 @@ def _licence(info: ModelInfo | None) -> str:
     return f"Weights: {info.licence}. The training images keep their own terms."
 
 
-def _bibtex(method: str, paper: Row) -> str:
+def bibtex(method: str, paper: Row) -> str:
+    """Markdown: the paper's entry."""
     key = f"{paper['authors'].split(',')[0].lower()}{paper['year']}{method.replace('_', '')}"
     fields = {"author": "authors", "title": "title", "year": "year", "url": "url"}
     lines = "".join(f"  {field} = {{{paper[name]}}},\n" for field, name in fields.items())
@@ -270,12 +290,13 @@ def _bibtex(method: str, paper: Row) -> str:
 
 def _metadata(name: str, config: Row, results: Sequence[Row], info: ModelInfo | None) -> str:
     block = config["sslzoo"]
-    known = _DATA.get(block["dataset"])
+    known = _DATA.get(block.get("dataset"))
+    method = block.get("method")
     own = [row for row in results if row["model"] == name]
     return ModelCardData(
         library_name="timm",  # with a name of our own, transformers' pipeline(model=...) without a task would refuse
         pipeline_tag="image-feature-extraction",
-        tags=["timm", "transformers", "sslzoo", "self-supervised", str(block["method"])],
+        tags=["timm", "transformers", "sslzoo", *(["self-supervised", method] if method else [])],
         license=info.licence if info else None,
         datasets=[known.hub_id] if known else None,
         model_name=name if own else None,

@@ -1,4 +1,4 @@
-"""The command `sslzoo`: list, info, embed, probe, demo and pretrain.
+"""The command `sslzoo`: list, info, embed, probe, finetune, predict, demo, export, pretrain and publish.
 
 Modules that need torch are imported by the commands, so that `sslzoo --help` and `sslzoo list` answer at once.
 """
@@ -14,7 +14,9 @@ from sslzoo import console, zoo
 
 app = console.new_app()
 
-Model = Annotated[str, typer.Argument(help="Zoo id or alias (see `sslzoo list`), or a model folder.")]
+Model = Annotated[
+    str, typer.Argument(help="Zoo id or alias (see `sslzoo list`), model folder, or org/name on the Hugging Face Hub.")
+]
 Data = Annotated[str, typer.Argument(help="Folder of images, .npy or .npz array, or saved HF data set.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -38,7 +40,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Self-supervised image encoders: find, use, probe and pretrain them."""
+    """Self-supervised image encoders: find, use, probe, fine-tune and pretrain them."""
 
 
 @app.command("list")
@@ -68,7 +70,7 @@ def embed(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .npz, .npy or .parquet.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read images; default: chosen for you.")
+        int | None, typer.Option(min=0, help="Threads that read images; default: chosen for you.")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Such as cuda; default: the CPU, or what accelerate gives a process.")
@@ -114,6 +116,81 @@ def probe(
 
 
 @app.command()
+def finetune(
+    task: Annotated[str, typer.Argument(help="classification.")],
+    model: Model,
+    data: Annotated[str, typer.Argument(help="Labelled images: a sub-folder a class, or a .csv of path,label.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
+    val: Annotated[str | None, typer.Option(help="Images to validate on; default: a fifth of DATA.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 30,
+    steps: Annotated[int | None, typer.Option(help="Train for so many steps instead.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: 1e-3, frozen 1e-2.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices and convolutions.")] = 0.05,
+    layer_decay: Annotated[float, typer.Option(help="Learning rate of a layer, over that of the next.")] = 0.8,
+    freeze: Annotated[bool, typer.Option("--freeze", help="Train the head alone.")] = False,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Weigh rare classes more.")] = False,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint, if any.")] = False,
+    report_to: Annotated[str, typer.Option(help="tensorboard, wandb, ...: a logger of transformers.")] = "none",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read images; default: chosen for you.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+) -> None:
+    """Train a model on a few labelled images.
+
+    The epoch that does best on held-out images is kept. The same command with --resume goes on after a kill.
+    """
+    from sslzoo.finetuning import finetune as run
+    from sslzoo.heads import head_module
+
+    built = head_module(task).build(model, data)
+    report = run(
+        built, data, val, out=out, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay,
+        layer_decay=layer_decay, freeze_encoder=freeze, class_weights="balanced" if balanced else None, seed=seed,
+        bf16=bf16, resume=resume, report_to=report_to, num_workers=workers, device=device,
+    )  # fmt: skip
+    print(f"{report}\nUse it: sslzoo predict {out} IMAGE, or sslzoo.load_model({str(out)!r})")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a fine-tuned model.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write a .json, .csv or picture file (.png, ...).")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Threads that read images; default: chosen for you.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Such as cuda.")] = "cpu",
+) -> None:
+    """Say what is on images.
+
+    Images that cannot be read are listed; the exit code is 1 if there is no other.
+    """
+    from sslzoo.data import open_images
+    from sslzoo.heads import load_model
+
+    source: Any = images[0]
+    if len(images) > 1:
+        opened = {path: open_images(path).names if path.is_dir() else [""] for path in images}
+        source = [path / name for path, names in opened.items() for name in names]
+    found = load_model(model, device=device).predict(source, batch_size=batch_size, num_workers=workers)
+    print(found.to_json() if as_json else found.to_csv().rstrip() if as_csv else found)
+    if out is not None and len(found):
+        found.save(out)
+        typer.echo(f"wrote {out}", err=True)
+    if not len(found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     data: Annotated[
         Path | None, typer.Option(help="Folder with a sub-folder of images a class; default: scikit-learn's digits.")
@@ -132,6 +209,26 @@ def demo(
     print(run(data, out, model or [], say=lambda text: typer.echo(text, err=True)))
 
 
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="File to write: NAME.onnx.")],
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators; default: torch's choice.")] = None,
+) -> None:
+    """Write an encoder or a fine-tuned model as ONNX.
+
+    The file is checked in onnxruntime against torch. Needs pip install 'sslzoo[onnx]'.
+    """
+    from sslzoo import weights
+    from sslzoo.encoder import load
+    from sslzoo.export import export_onnx
+    from sslzoo.heads import load_model
+
+    folder = weights.locate(model)
+    has_task = weights.read_model_config(folder)["sslzoo"].get("task")
+    print(export_onnx(load_model(folder) if has_task else load(folder), out, opset=opset))
+
+
 @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def pretrain(words: Annotated[list[str] | None, typer.Argument()] = None) -> None:
     """Pretrain an encoder on unlabelled images."""
@@ -139,6 +236,36 @@ def pretrain(words: Annotated[list[str] | None, typer.Argument()] = None) -> Non
     from sslzoo_training.__main__ import app as training
 
     training(["pretrain", *(words or [])], prog_name="sslzoo")
+
+
+@app.command()
+def publish(
+    run: Annotated[Path | None, typer.Argument(help="Finished run, or another model folder.")] = None,
+    repository: Annotated[str | None, typer.Argument(metavar="ORG/NAME", help="Made if it is not there.")] = None,
+    zoo_to: Annotated[str | None, typer.Option("--zoo", metavar="ORG", help="All of the zoo, to ORG/ID.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
+) -> None:
+    """Push a model, or all of the zoo, to the Hugging Face Hub.
+
+    Weights, configuration and a card; only what changed. Needs a token with write access: `hf auth login`, or HF_TOKEN.
+    """
+    if (zoo_to is None) == (run is None) or (run is None) != (repository is None):
+        raise typer.BadParameter("needs either RUN and ORG/NAME, or --zoo ORG.")
+    from sslzoo import weights
+    from sslzoo.publish import publish as push
+
+    if run is not None and repository is not None:
+        jobs = [(run, repository, None)]
+    else:
+        from sslzoo_evaluations.cards import zoo_cards  # with the measured results
+
+        jobs = [(weights.locate(id_), f"{zoo_to}/{id_}", card) for id_, card in zoo_cards(str(zoo_to)).items()]
+    for folder, repo_id, card in jobs:
+        done = push(folder, repo_id, card=card, private=private, dry_run=dry_run)
+        print(done)
+        if not dry_run:
+            print(done.url)
 
 
 def _json(value: Any) -> str:

@@ -1,13 +1,15 @@
-"""Sets of images: folders, arrays and Hugging Face datasets, opened without decoding a pixel.
+"""Sets of images: folders, CSV files, arrays and Hugging Face datasets, opened without decoding a pixel.
 
 images = open_images("photos")            # flat, nested, or one sub-folder a class
 images[0], images.names[0], images.labels, images.classes
 """
 
+import csv
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -36,6 +38,7 @@ __all__ = [
     "open_images",
     "read_image",
     "to_image",
+    "unreadable",
 ]
 
 # fmt: off
@@ -46,6 +49,8 @@ IMAGE_SUFFIXES = frozenset([
 # fmt: on
 IMAGE_KEYS = ("images", "x", "X", "data")
 LABEL_KEYS = ("labels", "y", "targets")
+PATH_COLUMNS = ("path", "image", "file", "filename", "file_name", "image_path", "name")
+LABEL_COLUMNS = ("label", "class", "target", "category", "y")
 SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "unlabeled", "unlabelled"])
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
@@ -66,6 +71,7 @@ class ImageSet:
         classes: The names of the labels 0, 1, ..., or None.
         root: The folder that `names` are relative to, or None.
         ignored: Files below `root` that are not images by their suffix, or are hidden.
+        empty: Sub-folders of `root` that would be classes, had they an image.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class ImageSet:
         classes: list[str] | None = None,
         root: Path | None = None,
         ignored: list[str] | None = None,
+        empty: list[str] | None = None,
     ) -> None:
         self._items = items  # what `_open` understands; None: the files root/name
         self._positions: Sequence[int] = range(len(names))  # of this set's images in _items
@@ -85,6 +92,7 @@ class ImageSet:
         self.classes = classes
         self.root = root
         self.ignored = ignored or []
+        self.empty = empty or []
 
     def __len__(self) -> int:
         return len(self.names)
@@ -132,7 +140,10 @@ class ImageSet:
         chosen = [int(i) for i in indices]
         labels = None if self.labels is None else self.labels[chosen]
         names = [self.names[i] for i in chosen]
-        part = type(self)(self._items, names, labels=labels, classes=self.classes, root=self.root, ignored=self.ignored)
+        part = type(self)(
+            self._items, names, labels=labels, classes=self.classes, root=self.root, ignored=self.ignored,
+            empty=self.empty,
+        )  # fmt: skip
         part._positions = [self._positions[i] for i in chosen]
         return part
 
@@ -194,15 +205,16 @@ def open_images(source: Any, *, labels: Sequence[int] | Sequence[str] | Labels |
     """Open a set of images without decoding them.
 
     Args:
-        source: A folder (if all its images lie in sub-folders, each sub-folder is a class), an image file, an `.npy`
-            or `.npz` file (images under "images", "x", "X" or "data", labels under "labels", "y" or "targets"), a
-            list of paths, PIL images, arrays or tensors, one array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W),
-            a Hugging Face dataset, or the folder one was saved to by `save_to_disk`.
+        source: A folder (if all its images lie in sub-folders, each sub-folder is a class), an image file, a `.csv`
+            file of paths, relative to it, and labels (with or without a header), an `.npy` or `.npz` file (images
+            under "images", "x", "X" or "data", labels under "labels", "y" or "targets"), a list of paths, PIL images,
+            arrays or tensors, one array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), a Hugging Face dataset, or
+            the folder one was saved to by `save_to_disk`.
         labels: One a image, numbers or names, instead of the source's own.
 
     Raises:
         EmptyDatasetError: There are no images.
-        FileNotFoundError: There is no such file or folder.
+        FileNotFoundError: There is no such file or folder; a row of a CSV file names one.
         ValueError: An ambiguous source, or as many labels as there are not images.
     """
     images = _open(source, own_labels=labels is None)
@@ -211,6 +223,24 @@ def open_images(source: Any, *, labels: Sequence[int] | Sequence[str] | Labels |
     if labels is not None:
         images.labels, images.classes = _encode(labels, len(images))
     return images
+
+
+def unreadable(images: ImageSet, *, num_threads: int = 1) -> dict[int, str]:
+    """Read every image once, and tell which cannot be: position -> reason.
+
+    JPEG files are decoded at an eighth of their size, which finds what is truncated just as well.
+    """
+
+    def reason(i: int) -> str | None:
+        try:
+            images.read(i, min_size=1)
+        except UnreadableImageError as error:
+            return error.reason
+        return None
+
+    with ThreadPoolExecutor(num_threads) as pool:  # Pillow decodes without holding Python's lock
+        reasons = pool.map(reason, range(len(images)))
+        return {i: why for i, why in enumerate(reasons) if why is not None}
 
 
 def _open(source: Any, *, own_labels: bool) -> ImageSet:
@@ -242,6 +272,8 @@ def _open_path(path: Path, own_labels: bool) -> ImageSet:
         return _open_folder(path, own_labels)
     if not path.exists():
         raise FileNotFoundError(f"No such file or folder: {path}")
+    if path.suffix.lower() == ".csv":
+        return _open_csv(path, own_labels)
     if path.suffix.lower() == ".npy":
         rows = _npy_rows(path)
         return ImageSet(rows, _numbers(len(rows)))
@@ -249,7 +281,7 @@ def _open_path(path: Path, own_labels: bool) -> ImageSet:
         return _open_npz(path, own_labels)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageSet(None, [path.name], root=path.parent)
-    raise ValueError(f"Cannot take images from {path}: expected a folder, an image, or an .npy or .npz file.")
+    raise ValueError(f"Cannot take images from {path}: expected a folder, an image, or a .csv, .npy or .npz file.")
 
 
 def _open_folder(root: Path, own_labels: bool) -> ImageSet:
@@ -267,7 +299,53 @@ def _open_folder(root: Path, own_labels: bool) -> ImageSet:
         raise ValueError(f"{root} holds splits, not classes: {', '.join(classes)}. Pass {root / split}.")
     code = {top: i for i, top in enumerate(classes)}
     labels = np.array([code[top] for top in tops if top is not None], dtype=np.int64)
-    return ImageSet(None, names, labels=labels, classes=classes, root=root, ignored=ignored)
+    with os.scandir(root) as scan:
+        empty = [entry.name for entry in scan if entry.is_dir() and not entry.name.startswith(".")]
+    empty = sorted(set(empty) - set(classes), key=_natural)
+    return ImageSet(None, names, labels=labels, classes=classes, root=root, ignored=ignored, empty=empty)
+
+
+def _open_csv(path: Path, own_labels: bool) -> ImageSet:
+    rows, path_column, label_column = _read_csv(path)
+    if not rows:
+        raise EmptyDatasetError(f"{path} has no rows. It needs one a image: its path, relative to the file, and label.")
+    columns = max(path_column, -1 if label_column is None else label_column) + 1
+    if short := [line for line, row in rows if len(row) < columns or not row[columns - 1].strip()]:
+        raise ValueError(f"{path}, line {short[0]}: no label or no path ({len(short):,} such rows).")
+    names = [row[path_column].strip() for _, row in rows]
+    lines = [line for line, _ in rows]
+    if missing := [i for i, name in enumerate(names) if not (path.parent / name).is_file()]:
+        raise FileNotFoundError(
+            f"{path}, line {lines[missing[0]]}: there is no file {names[missing[0]]!r} ({len(missing):,} of "
+            f"{len(names):,} rows). Paths are relative to {path.parent}."
+        )
+    found = ImageSet(None, names, root=path.parent)
+    if own_labels and label_column is not None:
+        found.labels, found.classes = _encode([row[label_column].strip() for _, row in rows], len(rows))
+    return found
+
+
+def _read_csv(path: Path) -> tuple[list[tuple[int, list[str]]], int, int | None]:
+    """Line number and cells of each row but the header, and which cells are the path and the label, if there is one."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
+            delimiter = max(",;\t", key=file.readline().count)  # and semicolons, in half of the world
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter)
+            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.") from error
+    if not rows or (path.parent / rows[0][1][0].strip()).is_file():
+        return rows, 0, 1 if rows and len(rows[0][1]) > 1 else None
+    header = [cell.strip().lower() for cell in rows[0][1]]
+    path_name, label_name = _find(PATH_COLUMNS, header), _find(LABEL_COLUMNS, header)
+    if path_name is not None:
+        return rows[1:], header.index(path_name), None if label_name is None else header.index(label_name)
+    if Path(header[0]).suffix in IMAGE_SUFFIXES:  # a row of data after all, whose file is missing
+        return rows, 0, 1 if len(header) > 1 else None
+    raise ValueError(
+        f"{path}: its header is {', '.join(rows[0][1])}. Call the column of paths 'path' and that of labels 'label'."
+    )
 
 
 def _walk(root: Path) -> tuple[list[str], list[str]]:

@@ -21,7 +21,8 @@ from sslzoo import plots, zoo
 from sslzoo.data import UnreadableImageError, open_images
 from sslzoo.encoder import Encoder, create, load
 from sslzoo.features import embed
-from sslzoo.probes import few_labels, fit_knn, fit_linear
+from sslzoo.probes import fit_knn, fit_linear
+from sslzoo.splits import few_labels
 
 LABELS = 10  # a class
 DRAWS = 5  # of these labels

@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from sslzoo import weights
+from sslzoo import mnist_networks, weights  # noqa: F401 (timm's registry gets the networks)
 from sslzoo.transforms import eval_transform
 
 # Our names for timm networks with other arguments. The plain 7×7 stem stays 64 wide in timm whatever the channels are,
@@ -51,6 +52,7 @@ class Encoder(nn.Module):
         model: The timm network.
         config: A copy of `config`; `save_pretrained` writes it.
         num_features: Width D of `encoder(images)`.
+        mean_of_maps: Features are the mean of the last maps, whatever timm's network does with them.
         channels: C of each of the feature maps.
         reductions: Stride in pixels of each of the feature maps. Networks that pad (ResNets) give maps of
             ceil(H / reduction) rows, those that do not (VGG, ConvNeXt) floor(H / reduction).
@@ -62,10 +64,10 @@ class Encoder(nn.Module):
         network: Any = model  # timm's attributes, which nn.Module does not declare
         # timm's VGG has two wide layers between its feature maps and num_classes=0. They belong to a classifier:
         # features here are the mean of the last maps. Frozen, since DDP stops at parameters without a gradient.
-        self._mean_of_maps = isinstance(getattr(network, "pre_logits", None), nn.Module)
-        if self._mean_of_maps:
+        self.mean_of_maps = isinstance(getattr(network, "pre_logits", None), nn.Module)
+        if self.mean_of_maps:
             network.pre_logits.requires_grad_(False)
-        self.num_features: int = network.num_features if self._mean_of_maps else network.head_hidden_size
+        self.num_features: int = network.num_features if self.mean_of_maps else network.head_hidden_size
         self._indices, self.channels, self.reductions = _map_layout(network)
         self.config: dict[str, Any] = {**copy.deepcopy(dict(config)), "num_features": self.num_features}
         self.eval()
@@ -103,7 +105,7 @@ class Encoder(nn.Module):
             ValueError: Images of another shape or type, or of another size where the network takes one only.
         """
         self._check(images)
-        if self._mean_of_maps:
+        if self.mean_of_maps:
             return self.model.forward_features(images).mean((2, 3))  # type: ignore[operator]
         return self.model(images)
 
@@ -160,7 +162,7 @@ class Encoder(nn.Module):
         if config["pretrained_cfg"].get("pool_size"):
             config["pretrained_cfg"]["pool_size"] = [math.ceil(side / stride) for side in self.input_size[1:]]
         try:
-            network = _network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
+            network = build_network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
             network.load_state_dict(self.model.state_dict())
         except (AssertionError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
@@ -170,7 +172,7 @@ class Encoder(nn.Module):
         return Encoder(network, config).to(next(self.parameters()))
 
     def embed(
-        self, images: Any, *, batch_size: int = 64, num_workers: int = 0, progress: bool = False
+        self, images: Any, *, batch_size: int = 64, num_workers: int | None = None, progress: bool = False
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the features (N, D) of a folder, paths, PIL images, arrays or tensors: see `sslzoo.embed`."""
         from sslzoo.features import embed  # an encoder needs no data loading
@@ -189,31 +191,67 @@ class Encoder(nn.Module):
         """
         weights.write_folder(Path(folder), self.config, self.model.state_dict(), card, half=half)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: str | None = None,
+        private: bool = False,
+        message: str | None = None,
+        token: str | None = None,
+        half: bool = False,
+    ) -> str:
+        """Push to a repository of the Hugging Face Hub: only what changed, in one commit.
+
+        Args:
+            repo_id: "org/name"; made if it is not there.
+            card: Text of README.md; None renders one from `config`, whose code loads from the repository.
+            private: Make it private. An existing public repository is refused.
+            message: Of the commit.
+            token: With write access; None takes HF_TOKEN or that of `hf auth login`.
+            half: As for `save_pretrained`.
+
+        Returns:
+            URL of the commit.
+
+        Raises:
+            sslzoo.hub.HubError: It cannot be done; says why and what to do.
+        """
+        from sslzoo.publish import push_saved  # an encoder needs no card until it is shown to others
+
+        save = partial(self.save_pretrained, half=half)
+        return push_saved(save, repo_id, card=card, private=private, message=message, token=token)
+
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, *, device: torch.device | str = "cpu") -> "Encoder":
+    def from_pretrained(
+        cls, name_or_folder: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> "Encoder":
         """Load an encoder: the same as `sslzoo.load`."""
-        return load(name_or_folder, device=device)
+        return load(name_or_folder, revision=revision, device=device)
 
     def extra_repr(self) -> str:
         """One line about the encoder, within PyTorch's own listing."""
         return f"{self.arch}, num_features={self.num_features}, input_size={self.input_size}"
 
 
-def load(name_or_folder: str | Path, *, device: torch.device | str = "cpu") -> Encoder:
+def load(name_or_folder: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu") -> Encoder:
     """Load a pretrained encoder, in eval mode.
 
     Args:
-        name_or_folder: Zoo id or alias (see `sslzoo.list_models()`), or a folder that `save_pretrained` wrote.
+        name_or_folder: Zoo id or alias (see `sslzoo.list_models()`), a folder that `save_pretrained` wrote, or
+            "org/name" on the Hugging Face Hub. An existing folder wins over a repository of the same name.
+        revision: Branch, tag or commit of the repository; a commit always gives the same bytes.
         device: Where to put it, such as "cuda".
 
     Raises:
         sslzoo.zoo.UnknownModelError: No such id and no such folder; names the nearest ids.
+        sslzoo.hub.HubError: The repository cannot be had; says why, what to do and what loads without a network.
         sslzoo.weights.WeightsError: A file is missing, damaged, or does not fit; nothing is loaded.
     """
-    folder = weights.locate(name_or_folder)
+    folder = weights.locate(name_or_folder, revision=revision)
     config = weights.read_config(folder)
     try:
-        network = _network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
+        network = build_network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
     except Exception as error:  # timm's constructors raise whatever a wrong argument leads to
         raise weights.WeightsError(
             f"{folder / weights.CONFIG}: timm {timm.__version__} cannot build {config['architecture']!r} with "
@@ -230,7 +268,7 @@ def create(
 
     Args:
         arch: An architecture of timm, such as "resnet50", or "resnet18quarter": resnet18 with a quarter of the
-            channels and a thin deep stem (0.70 M parameters).
+            channels and a thin deep stem (0.70 M parameters), or one of `sslzoo.mnist_networks`.
         seed: Gives the same weights again, and leaves torch's own random state alone. None draws from that state.
         image_size: Side in pixels of what `encoder.transform` returns; None takes timm's for this architecture.
         lightness: One channel in, the lightness L of Lab, which `encoder.transform` makes of every image.
@@ -251,7 +289,7 @@ def create(
         }  # of L / 100: L - 50, as colorization has it, to about unit size
     if pretrained_cfg["fixed_input_size"]:
         args.setdefault("img_size", pretrained_cfg["input_size"][-1])  # transformers reads it nowhere else
-    network = _network(name, pretrained_cfg, args, seed)
+    network = build_network(name, pretrained_cfg, args, seed)
     config = {
         "architecture": name,
         "num_classes": 0,
@@ -308,17 +346,21 @@ def make_config(
     return config
 
 
-def _network(name: str, pretrained_cfg: Mapping[str, Any], args: Mapping[str, Any], seed: int | None) -> nn.Module:
+def build_network(
+    name: str, pretrained_cfg: Mapping[str, Any], args: Mapping[str, Any], seed: int | None, num_classes: int = 0
+) -> nn.Module:
     """Build timm's network with random weights; with a seed, apart from torch's own random state."""
     if seed is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _network(name, pretrained_cfg, args, None)
+            return build_network(name, pretrained_cfg, args, None, num_classes)
     if reserved := sorted(_RESERVED & set(args)):
         raise ValueError(f"{', '.join(reserved)} cannot be an argument of the network of an encoder.")
     if not timm.is_model(name):  # else timm takes "hf-hub:…" and "local-dir:…", and fetches them
         raise ValueError(f"timm has no architecture {name!r}.")
-    return timm.create_model(name, pretrained=False, pretrained_cfg=dict(pretrained_cfg), num_classes=0, **args)
+    return timm.create_model(
+        name, pretrained=False, pretrained_cfg=dict(pretrained_cfg), num_classes=num_classes, **args
+    )
 
 
 def _pretrained_cfg(name: str, args: Mapping[str, Any], image_size: int | None) -> dict[str, Any]:

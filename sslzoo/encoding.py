@@ -1,23 +1,28 @@
-"""The loop that all embedding goes through: read images, in workers or here, and encode them a batch at a time."""
+"""The loop that all embedding goes through: threads read images while the network encodes the batch before."""
 
+import os
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import Normalize
 from tqdm import tqdm
 
 from sslzoo.data import ImageSet, UnreadableImageError
+from sslzoo.modes import evaluating
 
 if TYPE_CHECKING:  # Encoder.embed ends up here
     from sslzoo.encoder import Encoder
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Positions = np.ndarray[Any, np.dtype[np.int64]]
+_AHEAD = 2  # batches that are read before they are needed
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +54,7 @@ def encode(
     runs: Iterable[list[int]],
     *,
     total: int,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Generator[Batch]:
@@ -62,59 +67,109 @@ def encode(
         images: The set.
         runs: Positions in the set, of the images of each batch.
         total: How many images these are, for the progress bar.
-        num_workers: Processes that read images beside this one.
+        num_workers: Threads that read images beside this one; None chooses.
         device: Where to compute; None is where the encoder is.
         progress: Show a progress bar.
     """
-    with _computing(encoder, device) as parameter, tqdm(total=total, unit="image", disable=not progress) as bar:
-        loader: Iterable[tuple[list[int], Tensor, list[tuple[int, str]]]] = DataLoader(
-            _Inputs(images, encoder),
-            batch_sampler=runs,
-            num_workers=num_workers,
-            collate_fn=_collate,
-            pin_memory=parameter.device.type == "cuda",
-        )
-        for index, inputs, skipped in loader:
+    reader = _Reader(images, encoder)
+    with (
+        _computing(encoder, device) as parameter,
+        tqdm(total=total, unit="image", disable=not progress) as bar,
+        closing(reader.batches(runs, _threads() if num_workers is None else num_workers)) as batches,
+    ):
+        for index, pixels, skipped in batches:
             features = np.empty((0, encoder.num_features), dtype=np.float32)
             if index:
-                inputs = inputs.to(parameter, non_blocking=True, memory_format=torch.channels_last)
                 with torch.inference_mode():
-                    features = encoder(inputs).float().cpu().numpy()
+                    features = encoder(reader.normalised(pixels, parameter)).float().cpu().numpy()
             bar.update(len(index) + len(skipped))
             yield Batch(np.array(index, dtype=np.int64), features, skipped)
 
 
-_Sample = tuple[int, Tensor | str]  # position in the set, and the input or the reason why there is none
+_Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+_Read = tuple[list[int], _Pixels, list[tuple[int, str]]]  # positions, their pixels, and what is wrong with the others
 
 
-class _Inputs(Dataset[_Sample]):
-    """What the encoder takes, image by image. A damaged image is a value here: workers garble exceptions."""
+class _Reader:
+    """What `encoder.transform` does, in two parts: images are cropped one by one, and normalised a batch at once.
+
+    Between the two they are uint8, a quarter of the memory, and already in the order of channels that is fastest.
+    """
 
     def __init__(self, images: ImageSet, encoder: "Encoder") -> None:
         self.images = images
-        self.transform = encoder.transform
+        *self.crop, _, normalise = encoder.transform.transforms  # type: ignore[attr-defined]
+        assert isinstance(normalise, Normalize)
+        self.mean, self.std = (torch.as_tensor(value).view(1, -1, 1, 1) for value in (normalise.mean, normalise.std))
+        channels, height, width = encoder.input_size
+        self.shape = (height, width, channels)
 
-    def __getitem__(self, i: int) -> _Sample:
+    def batches(self, runs: Iterable[list[int]], threads: int) -> Generator[_Read]:
+        """Read batches, in their order. Threads are a few batches ahead; without any, this one reads."""
+        if threads == 0:
+            for run in runs:
+                pixels = np.empty((len(run), *self.shape), dtype=np.uint8)
+                yield _sorted(run, pixels, [self.read(i, slot) for i, slot in zip(run, pixels, strict=True)])
+            return
+        waiting: deque[tuple[list[int], _Pixels, list[Future[str | None]]]] = deque()
+        pool = ThreadPoolExecutor(threads, "sslzoo-reader")
         try:
-            return i, self.transform(self.images[i])
+            for run in runs:
+                pixels = np.empty((len(run), *self.shape), dtype=np.uint8)
+                waiting.append((run, pixels, [pool.submit(self.read, *pair) for pair in zip(run, pixels, strict=True)]))
+                if len(waiting) > _AHEAD:
+                    yield _finished(*waiting.popleft())
+            while waiting:
+                yield _finished(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def read(self, i: int, slot: _Pixels) -> str | None:
+        """Read and crop image `i` into (H, W, C) bytes. Returns the reason if it cannot be read."""
+        try:
+            image = self.images[i]
         except UnreadableImageError as error:
-            return i, error.reason
+            return error.reason
+        for step in self.crop:
+            image = step(image)
+        slot[:] = np.asarray(image).reshape(self.shape)
+        return None
+
+    def normalised(self, pixels: _Pixels, like: Tensor) -> Tensor:
+        """Scale and normalise (B, H, W, C) bytes as the transform does; (B, C, H, W) on the device of `like`."""
+        inputs = torch.from_numpy(pixels).to(like.device).permute(0, 3, 1, 2).float()
+        inputs = inputs.div_(255).sub_(self.mean.to(like.device)).div_(self.std.to(like.device))
+        return inputs.to(like.dtype)
 
 
-def _collate(samples: list[_Sample]) -> tuple[list[int], Tensor, list[tuple[int, str]]]:
-    good = [(i, value) for i, value in samples if isinstance(value, Tensor)]
-    bad = [(i, value) for i, value in samples if isinstance(value, str)]
-    return [i for i, _ in good], torch.stack([x for _, x in good]) if good else torch.empty(0), bad
+def _finished(run: list[int], pixels: _Pixels, reading: list[Future[str | None]]) -> _Read:
+    return _sorted(run, pixels, [future.result() for future in reading])
+
+
+def _sorted(run: list[int], pixels: _Pixels, reasons: list[str | None]) -> _Read:
+    """Tell the images that could be read from the others."""
+    good = [reason is None for reason in reasons]
+    skipped = [(i, reason) for i, reason in zip(run, reasons, strict=True) if reason is not None]
+    if not skipped:
+        return run, pixels, []
+    return [i for i, is_good in zip(run, good, strict=True) if is_good], pixels[good], skipped
+
+
+def _threads() -> int:
+    """Half of the processors read, up to eight a process: the network takes the others, and most of the time."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, processors // (2 * int(os.environ.get("WORLD_SIZE", "1")))))
 
 
 @contextmanager
 def _computing(encoder: "Encoder", device: torch.device | str | None) -> Iterator[Tensor]:
-    """Put the encoder into eval mode on a device, and back. Gives one of its parameters, for device and dtype."""
+    """Put the encoder into eval mode on a device, and back. Gives one of its parameters, for device and dtype.
+
+    Kernels in the order of channels_last cost a ResNet a fifth less on a CPU.
+    """
     home = next(encoder.parameters()).device
-    modes = [(module, module.training) for module in encoder.modules()]  # each its own: parts may be frozen
-    try:
-        yield next(encoder.eval().to(device or home).parameters())
-    finally:
-        encoder.to(home)
-        for module, training in modes:
-            module.training = training
+    with evaluating(encoder):
+        try:
+            yield next(encoder.to(device or home).to(memory_format=torch.channels_last).parameters())
+        finally:
+            encoder.to(home).to(memory_format=torch.contiguous_format)

@@ -125,6 +125,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
+def writable(name: str) -> str:
+    """Return a name as text: that of a file may hold any bytes, and those that are no text are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write a .csv file, whole or not at all."""
     with replacing(path) as file:

@@ -29,6 +29,7 @@ from sslzoo.feature_files import (
     check_path,
     read_features,
     replacing,
+    writable,
     write_features,
     write_table,
 )
@@ -44,7 +45,7 @@ def embed(
     images: Any,
     *,
     batch_size: int = 64,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Array:
@@ -56,7 +57,7 @@ def embed(
             images, in uint8 or float in [0, 1], of any size; they pass `encoder.transform` as files do. (For tensors
             that are normalised already, call the encoder itself.)
         batch_size: Images a step. Results do not depend on it, but for the last bits.
-        num_workers: Processes that read images beside this one.
+        num_workers: Threads that read images beside this one; None chooses.
         device: Where to compute; None is where the encoder is.
         progress: Show a progress bar.
 
@@ -82,7 +83,12 @@ def embed(
 
 
 def embed_readable(
-    encoder: "Encoder", images: ImageSet, *, batch_size: int = 64, num_workers: int = 0, progress: bool = False
+    encoder: "Encoder",
+    images: ImageSet,
+    *,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    progress: bool = False,
 ) -> tuple[Array, Positions, list[tuple[str, str]]]:
     """Return the features of those images that can be read.
 
@@ -151,7 +157,7 @@ def embed_to_file(
         source: Whatever `open_images` takes; labels and classes are written too if it has any.
         out: Its suffix is the format: ".npz", ".npy" (with a .csv file beside it) or ".parquet".
         batch_size: Images a step.
-        num_workers: Processes that read images, beside each that encodes; None chooses.
+        num_workers: Threads that read images, beside each process that encodes; None chooses.
         device: Where to compute; None is where the encoder is, or the device of each launched process.
         resume: Use what an interrupted call left. False starts anew.
         chunk: Images a chunk.
@@ -177,9 +183,8 @@ def embed_to_file(
     if launch:
         launch.wait_for_everyone()
         device = device or launch.device
-    workers = _workers(len(images), batch_size, world) if num_workers is None else num_workers
     mine = {i: files[i] for i in range(rank, len(files), world) if not files[i].is_file()}
-    _encode_chunks(encoder, images, mine, chunk, batch_size, workers, device, progress and rank == 0)
+    _encode_chunks(encoder, images, mine, chunk, batch_size, num_workers, device, progress and rank == 0)
     if launch:
         launch.wait_for_everyone()
     report = [_merge(out, images, encoder.num_features, files, n_resumed) if rank == 0 else None]
@@ -198,14 +203,6 @@ def _launch(device: torch.device | str | None) -> PartialState | None:
         return None
     wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     return PartialState(cpu=wants_cpu if device is None else torch.device(device).type == "cpu")
-
-
-def _workers(n_images: int, batch_size: int, world: int) -> int:
-    """Half of the processors read, up to eight a process; for few images, starting workers takes longer."""
-    if n_images <= 4 * batch_size:
-        return 0
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, processors // (2 * world)))
 
 
 def _open_folder(folder: Path, manifest: dict[str, Any], resume: bool) -> None:
@@ -264,7 +261,7 @@ def _encode_chunks(
     files: dict[int, Path],
     chunk: int,
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
     device: torch.device | str | None,
     progress: bool,
 ) -> None:
@@ -298,7 +295,7 @@ def _merge(out: Path, images: ImageSet, num_features: int, files: list[Path], n_
         with np.load(file) as part:
             indices.append(part["index"])
             bad = zip(part["skipped"].tolist(), part["reasons"].tolist(), strict=True)
-            skipped += [(_writable(images.names[position]), _writable(reason)) for position, reason in bad]
+            skipped += [(writable(images.names[position]), writable(reason)) for position, reason in bad]
     index = np.concatenate(indices)
     if len(index) == 0:
         shutil.rmtree(files[0].parent)  # or the next call would not look at them again
@@ -307,15 +304,10 @@ def _merge(out: Path, images: ImageSet, num_features: int, files: list[Path], n_
     if skipped:
         write_table(_skipped_file(out), ("name", "reason"), skipped)
     labels = None if images.labels is None else images.labels[index]
-    rows = Rows([_writable(images.names[i]) for i in index.tolist()], labels, images.classes)
+    rows = Rows([writable(images.names[i]) for i in index.tolist()], labels, images.classes)
     write_features(out, rows, num_features, (_features(file) for file in files))
     shutil.rmtree(files[0].parent)
     return EmbedReport(out, len(index), num_features, skipped, n_resumed)
-
-
-def _writable(name: str) -> str:
-    """Return a name as text: that of a file may hold any bytes, and those that are no text are written as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _features(chunk: Path) -> Array:

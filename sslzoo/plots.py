@@ -1,4 +1,4 @@
-"""Pictures of results: confusion matrix, accuracy bars, contact sheet. Drawn to files, without a display or pyplot.
+"""Pictures of results: confusion matrix, bars, curves, contact sheet. Drawn to files, without a display or pyplot.
 
 confusion_picture(matrix, ["cat", "dog"], Path("confusion.png"), title="byol-resnet18 on pets")
 """
@@ -119,9 +119,52 @@ def bars_picture(
     _save(figure, path, title)
 
 
+def curves_picture(
+    curves: Mapping[str, Mapping[int, float]],
+    path: Path,
+    title: str = "",
+    *,
+    errors: Mapping[str, Mapping[int, float]] | None = None,
+    x_label: str = "",
+) -> None:
+    """Draw accuracies as curves over counts, on a logarithmic scale, in a PNG file.
+
+    Args:
+        curves: Name -> count, such as of images -> accuracy in [0, 1].
+        path: Where to write the picture; its folder is made.
+        title: Above the picture.
+        errors: Name -> count -> standard deviation, drawn as whiskers.
+        x_label: What is counted.
+
+    Raises:
+        ValueError: No curve, or one without a point.
+    """
+    if not curves or not all(curves.values()):
+        raise ValueError(f"Curves need points, got {', '.join(map(repr, curves)) or 'no curves'}.")
+    figure = _figure(6.5, 4.5)
+    axes = figure.add_subplot()
+    for i, (name, curve) in enumerate(curves.items()):
+        counts = sorted(curve)
+        spread = None if errors is None else [100 * errors[name][count] for count in counts]
+        axes.errorbar(
+            counts, [100 * curve[count] for count in counts], spread, label=name, color=COLOURS[i % len(COLOURS)],
+            marker="osD^"[i % 4], capsize=3,
+        )  # fmt: skip
+    ticks = sorted({count for curve in curves.values() for count in curve})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("accuracy (%)")
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    _save(figure, path, title)
+
+
 def contact_sheet(
     images: Sequence[Image.Image],
-    truth: Sequence[str],
+    truth: Sequence[str] | None,
     predicted: Sequence[str],
     path: Path,
     title: str = "",
@@ -132,7 +175,7 @@ def contact_sheet(
 
     Args:
         images: PIL images of any sizes.
-        truth: Their classes.
+        truth: Their classes; None if nobody knows.
         predicted: What a model said; wrong ones are marked with a cross and colour.
         path: Where to write the picture; its folder is made.
         title: Above the picture.
@@ -141,21 +184,22 @@ def contact_sheet(
     Raises:
         ValueError: No images, or not one class and one prediction for each.
     """
-    if not len(images) == len(truth) == len(predicted) or not images:
-        raise ValueError(
-            f"Needs one class and one prediction an image, got {len(images)}, {len(truth)}, {len(predicted)}."
-        )
+    counts = [len(images), *([] if truth is None else [len(truth)]), len(predicted)]
+    if len(set(counts)) > 1 or not images:
+        raise ValueError(f"Needs one class and one prediction an image, got {', '.join(map(str, counts))}.")
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     figure = _figure(1.7 * max(columns, 3), 2.05 * rows + 0.4)
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in cells:
         axes.set_axis_off()
-    for axes, image, true, said in zip(cells, images, truth, predicted, strict=False):
-        right = true == said
+    for i, (axes, image, said) in enumerate(zip(cells, images, predicted, strict=False)):
+        right = truth is None or truth[i] == said
         # small images are shown with their pixels, not blurred
         axes.imshow(image.convert("RGB"), interpolation="nearest" if max(image.size) < 64 else "antialiased")
-        text = f"true: {_label(true, 14)}\n{'✓' if right else '✗'} said: {_label(said, 14)}"
+        text = _label(said, 20)
+        if truth is not None:
+            text = f"true: {_label(truth[i], 14)}\n{'✓' if right else '✗'} said: {_label(said, 14)}"
         axes.annotate(text, (0.5, 0), (0, -4), "axes fraction", "offset points", ha="center", va="top", fontsize=8,
                       color="black" if right else WRONG)  # fmt: skip
     _save(figure, path, title)

@@ -23,6 +23,7 @@ from sslzoo.data import ImageSet, open_images
 from sslzoo.encoder import Encoder, load
 from sslzoo.encoding import Array
 from sslzoo.features import embed, embed_readable
+from sslzoo.splits import stratified_split
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 Names = np.ndarray[Any, np.dtype[np.str_]]
@@ -48,12 +49,17 @@ class EncoderFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     Args:
         model: Zoo id, model folder, or an `Encoder`.
         batch_size: Images a step.
-        num_workers: Processes that read images beside this one.
+        num_workers: Threads that read images beside this one; None chooses.
         device: Where to compute, such as "cuda"; None is the CPU, or where a given `Encoder` is.
     """
 
     def __init__(
-        self, model: str | Path | Encoder, *, batch_size: int = 64, num_workers: int = 0, device: str | None = None
+        self,
+        model: str | Path | Encoder,
+        *,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        device: str | None = None,
     ) -> None:
         self.model = model
         self.batch_size = batch_size
@@ -170,57 +176,6 @@ def votes(distances: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.exp((1 - distances) / TEMPERATURE)
 
 
-def stratified_split(y: Any, test_fraction: float, seed: int) -> tuple[Labels, Labels]:
-    """Split at random, the same fraction of every class, at least one image of it on either side.
-
-    Args:
-        y: (N,) labels, numbers or names.
-        test_fraction: Between 0 and 1.
-        seed: The same seed gives the same split.
-
-    Returns:
-        Sorted positions of the training and of the test part.
-
-    Raises:
-        ValueError: A class with a single image, or a fraction outside (0, 1).
-    """
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction}.")
-    rng = np.random.default_rng(seed)
-    train, test = [], []
-    for label, members in _members(y):
-        if len(members) < 2:
-            raise ValueError(
-                f"Class {label!r} has a single image; a split needs two. Add images of it or leave it out."
-            )
-        members = rng.permutation(members)
-        n_test = min(max(round(test_fraction * len(members)), 1), len(members) - 1)
-        test.append(members[:n_test])
-        train.append(members[n_test:])
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
-
-
-def few_labels(y: Any, per_class: int, seed: int) -> Labels:
-    """Choose so many images of every class at random; returns their sorted positions.
-
-    Raises:
-        ValueError: A class has fewer.
-    """
-    rng = np.random.default_rng(seed)
-    chosen = []
-    for label, members in _members(y):
-        if len(members) < per_class:
-            raise ValueError(f"Class {label!r} has {len(members)} images, {per_class} of every class were asked for.")
-        chosen.append(rng.choice(members, per_class, replace=False))
-    return np.sort(np.concatenate(chosen))
-
-
-def _members(y: Any) -> list[tuple[Any, Labels]]:
-    """Every label, in order, with the positions that have it."""
-    y = np.asarray(y)
-    return [(label, np.flatnonzero(y == label)) for label in np.unique(y).tolist()]
-
-
 @dataclass(frozen=True, eq=False)
 class ProbeReport:
     """What `probe` found. Accuracies lie in [0, 1], on the test images.
@@ -279,7 +234,7 @@ def probe(
     test_fraction: float = 0.2,
     seed: int = 0,
     batch_size: int = 64,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     progress: bool = False,
 ) -> ProbeReport:
     """Tell how well a linear classifier and kNN do on an encoder's features of labelled images.
@@ -293,7 +248,7 @@ def probe(
         test_fraction: How much of every class is held out then.
         seed: Decides which images are held out, for testing and for choosing the linear probe's penalty.
         batch_size: Images a step.
-        num_workers: Processes that read images beside this one.
+        num_workers: Threads that read images beside this one; None chooses.
         progress: Show progress bars.
 
     Raises:

@@ -16,11 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sslzoo import zoo
+from sslzoo import hub, zoo
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-CARD = "README.md"
+CONFIG, WEIGHTS, CARD = hub.FILES
 SCHEMA = 1
 LIGHTNESS = "lab-l"  # "input" in the block "sslzoo": the network sees the lightness L of CIE Lab, in one channel
 BUNDLED = Path(__file__).with_name("bundled")
@@ -30,41 +28,60 @@ class WeightsError(RuntimeError):
     """A model folder or one of its files is missing, damaged or not what it says it is."""
 
 
-def locate(name_or_folder: str | Path) -> Path:
+def locate(name_or_folder: str | Path, *, revision: str | None = None) -> Path:
     """Find the folder of a model, and check it as far as that goes without reading it.
 
-    A zoo id (or alias) wins over a folder of the same name; write `./name` for the folder.
+    In this order: a zoo id or alias, an existing folder, a repository of the Hub. So `./name` is the folder beside a
+    zoo id of that name, and a folder "org/name" wins over the repository.
 
     Args:
-        name_or_folder: Zoo id, alias, or a folder with config.json and model.safetensors.
+        name_or_folder: Zoo id, alias, a folder with config.json and model.safetensors, or "org/name" on the Hugging
+            Face Hub. A `Path` always is a folder.
+        revision: Branch, tag or commit of a repository of the Hub; None is the newest.
 
     Raises:
         sslzoo.zoo.UnknownModelError: Neither a zoo id nor a folder; names the nearest ids.
+        sslzoo.hub.HubError: The repository cannot be had; says why and what to do.
         WeightsError: A file is missing, or the file of a zoo id has the wrong size or SHA-256.
+        ValueError: A revision of something that has none.
     """
     text = str(name_or_folder)
     folder = Path(text).expanduser()
     is_path = isinstance(name_or_folder, Path) or "/" in text or os.sep in text
     if not is_path:
         try:
-            return _bundled(zoo.info(text))
+            return _zoo_entry(zoo.info(text), revision)
         except zoo.UnknownModelError as error:
             if not folder.is_dir():
                 raise zoo.UnknownModelError(f"{error} There is no folder {text!r} either.") from None
-    if not folder.is_dir():
+    if folder.is_dir():
+        _no_revision(revision, f"{text!r} is a folder")
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise WeightsError(f"{folder} has no {name}. A model folder holds {CONFIG} and {WEIGHTS}.")
+        return folder
+    if folder.exists():
+        raise WeightsError(f"{text!r} is a file. Models are loaded from folders: give the one that it lies in.")
+    if isinstance(name_or_folder, Path) or not hub.is_repo_id(text):
         raise WeightsError(
-            f"There is no folder or zoo id {text!r}. This version loads zoo ids (see sslzoo.list_models()) "
-            "and local folders, not repositories of the Hugging Face Hub."
+            f"There is no folder {text!r}. Models are loaded by zoo id (see sslzoo.list_models()), from a folder, or "
+            "as 'org/name' from the Hugging Face Hub."
         )
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise WeightsError(f"{folder} has no {name}. A model folder holds {CONFIG} and {WEIGHTS}.")
-    return folder
+    try:
+        return hub.fetch(text, revision=revision)
+    except hub.HubError as error:  # a mistyped path looks like this too
+        raise type(error)(f"{error} There is no folder {text!r} here either.") from error
 
 
-def _bundled(model: zoo.ModelInfo) -> Path:
-    folder = BUNDLED / model.id
-    advice = "Install sslzoo again: pip install --force-reinstall --no-deps sslzoo."
+def _zoo_entry(model: zoo.ModelInfo, revision: str | None) -> Path:
+    """The folder of a zoo entry, its weights compared with the table: bundled, or from the Hub."""
+    _no_revision(revision, f"{model.id} is an entry of the zoo, always the same bytes")
+    if model.source == "bundled":
+        folder = BUNDLED / model.id
+        advice = "Install sslzoo again: pip install --force-reinstall --no-deps sslzoo."
+    else:
+        folder = hub.fetch(model.source)
+        advice = f"The repository {model.source} has other weights than this version of sslzoo knows: update sslzoo."
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise WeightsError(f"{model.id}: {folder / name} is missing. {advice}")
@@ -78,17 +95,43 @@ def _bundled(model: zoo.ModelInfo) -> Path:
     return folder
 
 
+def _no_revision(revision: str | None, why: str) -> None:
+    if revision is not None:
+        raise ValueError(f"revision={revision!r} is for repositories of the Hugging Face Hub, and {why}: leave it out.")
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sees_lightness(config: Mapping[str, Any]) -> bool:
+    """Whether the encoder with this config.json sees the lightness L of Lab instead of colours."""
+    return (config.get("sslzoo") or {}).get("input") == LIGHTNESS
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check the config.json of an encoder. `model_args` always is a dict afterwards.
+    """Read and check the config.json of an encoder: see `read_model_config`.
 
     Raises:
-        WeightsError: Not JSON, a key missing, a network with a classifier, or a newer format.
+        WeightsError: Also for a network with a head.
+    """
+    config = read_model_config(folder)
+    if task := config["sslzoo"].get("task"):
+        raise WeightsError(f"{folder} is a model for {task}: sslzoo.load_model opens it; its `encoder` is inside.")
+    if config["num_classes"] != 0:
+        raise WeightsError(
+            f"{folder / CONFIG}: num_classes is {config['num_classes']}, an encoder has 0: this is a classifier."
+        )
+    return config
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Read and check the config.json of an encoder or a model for a task. `model_args` always is a dict afterwards.
+
+    Raises:
+        WeightsError: Not JSON, a key missing, or a newer format.
     """
     path = folder / CONFIG
     try:
@@ -108,8 +151,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     size = config["pretrained_cfg"].get("input_size")
     if not (isinstance(size, list) and len(size) == 3):
         raise WeightsError(f"{path}: pretrained_cfg.input_size must be [channels, height, width], got {size!r}.")
-    if config["num_classes"] != 0:
-        raise WeightsError(f"{path}: num_classes is {config['num_classes']}, an encoder has 0: this is a classifier.")
     schema = config["sslzoo"].get("schema", SCHEMA)
     if schema != SCHEMA:
         raise WeightsError(f"{path} has schema {schema}, this sslzoo reads {SCHEMA}. Update sslzoo.")

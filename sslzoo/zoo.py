@@ -39,7 +39,7 @@ class ModelInfo:
         input_size: Channels, height and width (pixels) of the images it was trained on.
         sha256: Of its model.safetensors.
         bytes: Size of its model.safetensors.
-        source: Where that file is: "bundled" comes with the package.
+        source: Where that file is: "bundled" comes with the package, "org/name" is on the Hugging Face Hub.
         epochs: Passes over the data in pretraining.
         hardware: What it was trained on.
         paper: Title, authors and year of the method.

@@ -1,5 +1,9 @@
+import json
 import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,6 +11,22 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+
+Rows = Mapping[str, Mapping[str, Any]]
+ROW = {
+    "licence": "apache-2.0",
+    "num_features": 128,
+    "params": 701_720,
+    "input_size": [3, 64, 64],
+    "sha256": "00",
+    "bytes": 1_500_000,
+    "source": "bundled",
+    "epochs": 30,
+    "hardware": "2 CPU cores",
+    "paper": "A paper",
+    "paper_url": "https://arxiv.org/abs/2006.07733",
+    "summary": "A <b>bold</b> claim",
+}
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +50,81 @@ def photo_folder(photos: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo).save(file)
     return root
+
+
+def _zoo_toml(models: Rows, aliases: Mapping[str, str] | None = None) -> str:
+    lines = ["[aliases]", *(f"{short} = {json.dumps(id_)}" for short, id_ in (aliases or {}).items())]
+    for id_, changes in models.items():
+        row = {**dict(zip(("method", "arch", "data"), id_.split("-"), strict=False)), **ROW, **changes}
+        lines += ["", f'[models."{id_}"]', *(f"{key} = {json.dumps(value)}" for key, value in row.items())]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="session")
+def zoo_toml() -> Callable[..., str]:
+    """Text of a zoo.toml: `zoo_toml({id: {column: value}}, {alias: id})`; columns that are not named get some value."""
+    return _zoo_toml
+
+
+@pytest.fixture
+def use_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Put another zoo, in a temporary folder, in the place of the package's.
+
+    `use_zoo({id: {column: value}}, {alias: id}, {id: encoder})` bundles those models that have an encoder, and gives
+    the path of zoo.toml; the weights are beside it, in bundled/.
+    """
+    from sslzoo import weights, zoo
+
+    def use(models: Rows, aliases: Mapping[str, str] | None = None, encoders: Mapping[str, Any] | None = None) -> Path:
+        rows = {id_: dict(changes) for id_, changes in models.items()}
+        bundled = tmp_path / "bundled"
+        for id_, encoder in (encoders or {}).items():
+            encoder.save_pretrained(bundled / id_, half=True)
+            file = bundled / id_ / weights.WEIGHTS
+            rows[id_] = {"sha256": weights.sha256(file), "bytes": file.stat().st_size, **rows[id_]}
+        table = tmp_path / "zoo.toml"
+        table.write_text(_zoo_toml(rows, aliases), encoding="utf-8")
+        monkeypatch.setattr(zoo, "TABLE", table)
+        monkeypatch.setattr(weights, "BUNDLED", bundled)
+        return table
+
+    return use
+
+
+def _run_snippets(card: str, encoder: Any) -> set[str]:
+    import torch
+
+    from sslzoo import read_image
+
+    batch = encoder.transform(read_image("photo.jpg"))[None]
+    scope: dict[str, Any] = {}
+    libraries = set()
+    with torch.no_grad():
+        expected = encoder(batch)
+        for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+            scope.pop("features", None)
+            exec(code, scope)
+            library = next((line.split()[1] for line in code.splitlines() if re.match(LOADERS, line)), None)
+            if library == "segmentation_models_pytorch":
+                expected = encoder.feature_maps(batch)[-1]
+                scope["features"] = scope["model"].eval().encoder(batch)[-1]
+                assert "model.safetensors" not in str(scope["model"].config)
+            if library is not None:
+                difference = (scope["features"] - expected).abs().max() / expected.abs().max().clamp(min=1)
+                assert scope["features"].shape == expected.shape, library
+                assert difference <= 1e-6, library
+                libraries.add(library)
+    return libraries
+
+
+LOADERS = r"(import|from) (sslzoo$|timm|transformers|torchvision|segmentation_models_pytorch)"
+
+
+@pytest.fixture(scope="session")
+def run_snippets() -> Callable[[str, Any], set[str]]:
+    """Run a card's Python code in the working folder, where there is a photo.jpg; returns the libraries it used.
+
+    `run_snippets(card, encoder)` holds what each library makes of the photograph to the encoder's features, within 1e-6
+    of the largest.
+    """
+    return _run_snippets

@@ -9,11 +9,15 @@ from typer.testing import CliRunner
 
 import sslzoo
 from sslzoo.cli import app
+from sslzoo_training.method import list_methods
 
 README = Path(__file__).parents[1] / "README.md"
 SNIPPETS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 # the README's numbers of epochs take hours, and its heads are wide: the words are typed as they stand, these after them
-QUICK = ["--epochs", "1", "--batch-size", "8", "hidden_dim=32", "dim=32", "precision=no"]
+QUICK = {
+    "pretrain": ["--epochs", "1", "--batch-size", "8", "hidden_dim=32", "dim=32", "precision=no"],
+    "finetune": ["--epochs", "1"],
+}
 
 
 @pytest.fixture
@@ -39,12 +43,17 @@ def test_python_snippets_run(desk: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_commands_run(desk: Path) -> None:
     lines = [line for language, code in SNIPPETS if language == "bash" for line in code.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("sslzoo ")]
-    assert {words[0] for words in commands} == {"probe", "embed", "pretrain"}
+    assert {words[0] for words in commands} == {"finetune", "predict", "probe", "embed", "pretrain"}
     for words in commands:
-        done = CliRunner().invoke(app, [*words, *(QUICK if words[0] == "pretrain" else [])])
+        done = CliRunner().invoke(app, [*words, *QUICK.get(words[0], [])])
         assert done.exit_code == 0, (words, done.output, done.exception)
-    assert {"report", "features.npz", "run"} <= {path.name for path in desk.iterdir()}
+    assert {"classifier", "report", "features.npz", "run"} <= {path.name for path in desk.iterdir()}
     assert sslzoo.load("run").arch == "resnet18"
+
+
+def test_every_method_is_named() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert [name for name in list_methods() if f"`{name}`" not in text] == []
 
 
 def test_the_two_commands_of_the_first_screen_are_there() -> None:

@@ -1,4 +1,4 @@
-"""What several papers share: the two-layer head, the momentum teacher, batch statistics over all processes."""
+"""What several papers share: the two-layer head, the momentum teacher, batches and statistics over all processes."""
 
 import copy
 from typing import Any, TypeVar
@@ -108,6 +108,23 @@ def sum_over_processes(x: Tensor) -> Tensor:
     """Sum of the tensors that all processes have, with its gradient."""
     total: Tensor = _SumOverProcesses.apply(x)
     return total
+
+
+def gather_over_processes(x: Tensor) -> tuple[Tensor, int]:
+    """What all processes have, with its gradient.
+
+    Args:
+        x: (n, D), the same n everywhere.
+
+    Returns:
+        (n * processes, D), in the order of the processes; and where this one's rows begin.
+    """
+    if not torch.distributed.is_initialized():
+        return x, 0
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    own = torch.zeros(world, dtype=x.dtype, device=x.device)
+    own[rank] = 1
+    return sum_over_processes(own[:, None, None] * x).flatten(0, 1), rank * len(x)
 
 
 def sync_batchnorm(module: nn.Module, device: torch.device) -> None:

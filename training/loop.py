@@ -15,10 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import timm.optim
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from sslzoo.data import ImageSet
@@ -31,9 +31,11 @@ from .checkpoint import CheckpointError
 from .method import Method, find_method
 from .publish import write_run
 from .recipe import Plan, RecipeError, Settings, make_plan
+from .seeding import ORDER, generator_of, seed_of
 from .single_image import open_crops
 from .small_maps import speed_up_small_maps
 from .source import Batch, Source, open_source
+from .sweep import Sweeps, own_view
 from .watch import Watch
 
 
@@ -103,6 +105,7 @@ def pretrain(
     with _signals() as received:
         deadline = math.inf if time_limit is None else started + time_limit
         run.train(watch, lambda: bool(received) or time.monotonic() > deadline, progress=progress)
+        run.list_skipped()
     finished = run.step == run.total
     if finished:
         run.finish()
@@ -118,7 +121,8 @@ class Run:
         self.plan, self.folder, self.data = plan, folder, data
         settings = plan.settings
         # bf16 needs no loss scaling, so autocast is ours and the accelerator can be made again with another precision
-        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        # buffers need no broadcast: synchronised batch norm, and labels, are computed alike in all processes
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[ddp])
         self.main = self.accelerator.is_main_process
         self.share = self._share(settings)
@@ -136,7 +140,7 @@ class Run:
             self._restore(state)
         if self.main:
             folder.mkdir(parents=True, exist_ok=True)
-            self.source.write_skipped(folder)
+            self.source.write_skipped(folder, add=state is not None)
         if progress and self.main:
             print(self.describe(), file=sys.stderr)
 
@@ -183,13 +187,21 @@ class Run:
         kind = find_method(self.plan.method)
         encoder = create(settings.arch, seed=settings.seed, image_size=settings.image_size, lightness=kind.LIGHTNESS)
         self.config = encoder.config
+        if not kind.LIGHTNESS:  # users' images are to be as those trained on
+            normalisation = {"mean": list(self.plan.views[0].mean), "std": list(self.plan.views[0].std)}
+            self.config["pretrained_cfg"].update(normalisation)
         self.method = kind(encoder.model.train(), **self.plan.method_settings)
+        self.method.begin(len(self.source))
         if self.accelerator.num_processes > 1:
             sync_batchnorm(self.method, self.accelerator.device)
         if self.accelerator.device.type == "cpu":
             speed_up_small_maps(self.method)
         self.method.to(self.accelerator.device).to(memory_format=torch.channels_last)
         self.model, self.optimizer = self.accelerator.prepare(self.method, make_optimizer(self.method, settings))
+        self.sweeps = Sweeps(
+            self.source, self.plan.views[0], settings, self.folder, self.accelerator.num_processes,
+            self.accelerator.process_index, self.accelerator.device, self.steps_per_epoch, self.total,
+        )  # fmt: skip
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["images"] != len(self.source):
@@ -240,22 +252,33 @@ class Run:
 
     def _epoch(self) -> Iterator[dict[str, Tensor]]:
         """The rest of the current epoch, a step at a time."""
-        settings = self.plan.settings
         epoch, first = divmod(self.step, self.steps_per_epoch)
-        order = epoch_order(len(self.source), settings.batch_size, settings.seed, epoch)
+        batches = self._batches(epoch, first)
+        for _ in range(first, self.steps_per_epoch):
+            yield self._step(batches)
+
+    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Batch]]:
+        """Positions and images of this process for the parts of an epoch's batches, from step `first` on.
+
+        A generator: the method chooses the order when the first batch is asked for, after its `prepare`.
+        """
+        settings = self.plan.settings
+        generator = generator_of(settings.seed, epoch, ORDER)
+        order = self.method.order(self.steps_per_epoch * settings.batch_size, generator)
+        if order is None:
+            order = epoch_order(len(self.source), settings.batch_size, settings.seed, epoch)
         # (steps, parts of a batch, processes, images): each process takes its column of every part
         mine = order.view(self.steps_per_epoch, settings.accumulate, self.accelerator.num_processes, self.share)
         mine = mine[:, :, self.accelerator.process_index].reshape(-1)
-        batches = self.source.loader(mine, self.share, start=first * settings.accumulate * self.share)
-        for _ in range(first, self.steps_per_epoch):
-            yield self._step(batches)
+        yield from self.source.loader(mine, self.share, start=first * settings.accumulate * self.share)
 
     def _step(self, batches: Iterator[tuple[Tensor, Batch]]) -> dict[str, Tensor]:
         """One optimizer step. Returns what the method said of the last part of the batch."""
         settings = self.plan.settings
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(self.step, constant=group["constant_lr"])
-        torch.manual_seed(_seed(settings.seed, self.step, self.accelerator.process_index))  # dropout and the like
+        torch.manual_seed(seed_of(settings.seed, self.step, self.accelerator.process_index))  # dropout and the like
+        self._prepare()
         for part in range(settings.accumulate):
             index, batch = next(batches)
             views = self._views(batch, part)
@@ -270,19 +293,20 @@ class Run:
         self.step += 1
         return out
 
+    def _prepare(self) -> None:
+        """Let the method label the data set, where it is due."""
+        self.method.prepare(self.step, self.sweeps)
+
     def _views(self, batch: Batch, part: int) -> list[Tensor]:
         """The views of this process's images, with parameters drawn for the images of all processes."""
-        rank, n = self.accelerator.process_index, self.share
-        sizes = torch.ones(n * self.accelerator.num_processes, 2, dtype=torch.int64)  # of the others: not needed here
-        sizes[rank * n : (rank + 1) * n] = batch.sizes.cpu()
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         views = []
         for number, view in enumerate(self.plan.views):
-            generator = torch.Generator().manual_seed(_seed(self.plan.settings.seed, self.step, part, number))
-            params = view.sample(sizes, generator)[rank * n : (rank + 1) * n]
-            views.append(view.apply(batch.images, params).contiguous(memory_format=torch.channels_last))
-        generator = torch.Generator().manual_seed(_seed(self.plan.settings.seed, self.step, part, len(views)))
-        if (draws := self.method.draw(len(sizes), generator)) is not None:
-            views.append(draws[rank * n : (rank + 1) * n].to(batch.images.device))
+            generator = generator_of(self.plan.settings.seed, self.step, part, number)
+            views.append(own_view(view, batch, generator, processes, rank))
+        generator = generator_of(self.plan.settings.seed, self.step, part, len(views))
+        if (draws := self.method.draw(self.share * processes, generator)) is not None:
+            views.append(draws[rank * self.share : (rank + 1) * self.share].to(batch.images.device))
         return views
 
     def _lr(self, step: int, *, constant: bool = False) -> float:
@@ -309,6 +333,12 @@ class Run:
             return stop
         return bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.accelerator.device), "sum") > 0)
 
+    def list_skipped(self) -> None:
+        """Add to skipped.csv the images whose damage showed when they were decoded, by whichever process."""
+        found = gather_object(self.source.skipped)
+        if self.main:
+            self.source.write_skipped(self.folder, found, add=True)
+
     def finish(self) -> None:
         """Write the encoder, in the zoo's layout, beside the log."""
         if self.main:
@@ -326,15 +356,18 @@ class Run:
 
 
 def make_optimizer(method: Method, settings: Settings) -> torch.optim.Optimizer:
-    """SGD, LARS or Adam in up to four groups: weight decay or not (norms, biases) x scheduled or constant rate."""
+    """SGD, LARS or Adam in groups: weight decay (not norms, biases) x scheduled or constant rate x momentum or not."""
     constant = {id(p) for module in method.constant_lr() for p in module.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in method.parameters():
-        if parameter.requires_grad:
-            groups.setdefault((parameter.ndim > 1, id(parameter) in constant), []).append(parameter)
+    without = {id(p) for module in method.without_momentum() for p in module.parameters()}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    for p in method.parameters():
+        if p.requires_grad:
+            groups.setdefault((p.ndim > 1, id(p) in constant, id(p) in without), []).append(p)
+    none = {"betas": (0.0, settings.beta2)} if settings.optimizer == "adam" else {"momentum": 0.0}
     tables = [
         {"params": params, "weight_decay": settings.weight_decay if decay else 0.0, "constant_lr": fixed}
-        for (decay, fixed), params in groups.items()
+        | (none if still else {})
+        for (decay, fixed, still), params in groups.items()
     ]
     lr = settings.peak_lr
     if settings.optimizer == "sgd":
@@ -368,17 +401,9 @@ def lr_factor(step: int, total: int, warmup: float) -> float:
 def epoch_order(images: int, batch_size: int, seed: int, epoch: int) -> Tensor:
     """One epoch's image positions: whole batches of a permutation, of several where there is less than a batch."""
     steps = max(1, images // batch_size)
-    generator = torch.Generator().manual_seed(_seed(seed, epoch, ORDER))
+    generator = generator_of(seed, epoch, ORDER)
     rounds = -(-steps * batch_size // images)
     return torch.cat([torch.randperm(images, generator=generator) for _ in range(rounds)])[: steps * batch_size]
-
-
-ORDER = 2**31  # keeps the orders' random streams apart from those of the steps
-
-
-def _seed(*parts: int) -> int:
-    """One well mixed 63-bit seed from several small numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def device_name(device: torch.device) -> str:

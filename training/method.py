@@ -7,15 +7,18 @@ The constructor is the schema of its settings: what a recipe or the command line
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from . import methods
 from .views import View
+
+if TYPE_CHECKING:
+    from .sweep import Sweeps
 
 
 class Backbone(nn.Module):
@@ -62,6 +65,15 @@ class Method(nn.Module):
     LIGHTNESS: ClassVar[bool] = False
     encoder: Backbone
 
+    @classmethod
+    def published_as(cls, settings: Mapping[str, Any]) -> str:
+        """First part of the zoo id of a run with these settings; by default the name of the method's file.
+
+        Args:
+            settings: All settings of the run, as `Plan.to_dict` gives them.
+        """
+        return cls.__module__.rpartition(".")[2]
+
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
         """One step on this process's share of the batch.
 
@@ -83,11 +95,36 @@ class Method(nn.Module):
         """
         return None
 
+    def begin(self, images: int) -> None:
+        """Called once, before the first step and before a checkpoint is read: make what has an entry for each image.
+
+        As buffers, which checkpoints keep. `images`: of the data set.
+        """
+
+    def prepare(self, step: int, sweeps: "Sweeps") -> None:
+        """Called before each step, 0 the first: label the data set, where it is due.
+
+        What it does may depend on the method's state, on `step` and on `sweeps` only, so that a resumed run, which
+        calls it for the step it goes on with, does the same.
+        """
+
+    def order(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """(count,) positions in the data set to train on in the coming epoch; None: every image once.
+
+        Called at the start of an epoch, after `prepare`, and again when a run resumes within it. The generator is on
+        the CPU, and in the same state in all processes each time.
+        """
+        return None
+
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step. `progress`: 0 at the first step, 1 at the end."""
 
     def constant_lr(self) -> Iterable[nn.Module]:
         """Modules whose learning rate stays at its base value instead of following the schedule."""
+        return ()
+
+    def without_momentum(self) -> Iterable[nn.Module]:
+        """Modules that the optimizer moves without momentum: those that start anew now and then."""
         return ()
 
     def encoder_to_publish(self) -> nn.Module:

@@ -1,10 +1,9 @@
 """Is it learning or collapsing? Spread and effective rank of features, and kNN among labelled ones."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
+
+from sslzoo.knn import vote
 
 
 def feature_std(features: Tensor) -> float:
@@ -58,19 +57,6 @@ MIN_STD = 0.2
 MIN_RANK = 2.5
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in eval mode without gradients; each submodule gets its own mode back."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for m, mode in modes:
-            m.training = mode
-
-
 def leave_one_out_knn(features: Tensor, labels: Tensor, k: int = 20, temperature: float = 0.1) -> float:
     """Accuracy in [0, 1] of cosine kNN where every image is classified by all the others.
 
@@ -81,14 +67,12 @@ def leave_one_out_knn(features: Tensor, labels: Tensor, k: int = 20, temperature
         temperature: A vote weighs exp(cosine / temperature).
     """
     unit = nn.functional.normalize(features.float(), dim=1)
-    k = min(k, len(unit) - 1)
+    k, classes = min(k, len(unit) - 1), int(labels.max()) + 1
     correct = 0
     for start in range(0, len(unit), 1024):
         cosine = unit[start : start + 1024] @ unit.T  # (b, N)
         own = torch.arange(len(cosine), device=unit.device)
         cosine[own, own + start] = -torch.inf
-        weight, neighbour = cosine.topk(k, dim=1)
-        votes = torch.zeros(len(cosine), int(labels.max()) + 1, device=unit.device)
-        votes.scatter_add_(1, labels[neighbour], (weight / temperature).exp())
-        correct += int((votes.argmax(1) == labels[start : start + 1024]).sum())
+        found = vote(cosine, labels, classes, k, temperature)
+        correct += int((found == labels[start : start + 1024]).sum())
     return correct / len(unit)

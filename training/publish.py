@@ -56,9 +56,21 @@ def write_run(
     """
     name = data_name(data)
     full = trained_config(config, recipe, name, facts)
-    weights.write_folder(
-        folder, full, encoder.state_dict(), render_card(f"{recipe['method']}-{recipe['arch']}-{name}", full)
-    )
+    weights.write_folder(folder, full, encoder.state_dict(), render_card(zoo_id(recipe, name), full))
+
+
+def zoo_id(recipe: Mapping[str, Any], data: str) -> str:
+    """method-arch-data of a run.
+
+    Args:
+        recipe: All settings, as `Plan.to_dict` gives them.
+        data: Name of the data set.
+    """
+    return f"{_published_as(recipe)}-{recipe['arch']}-{data}"
+
+
+def _published_as(recipe: Mapping[str, Any]) -> str:
+    return find_method(recipe["method"]).published_as(recipe)
 
 
 def trained_config(
@@ -72,14 +84,14 @@ def trained_config(
         data: Name of the data set.
         facts: What really ran.
     """
-    method = recipe["method"]
+    method = _published_as(recipe)
     block = {
         "schema": weights.SCHEMA,
         "method": method,
         "dataset": data,
         "recipe": dict(recipe),
         "command": command(recipe),
-        "paper": asdict(find_method(method).PAPER),
+        "paper": asdict(find_method(recipe["method"]).PAPER),
         "metrics": {},
         "source": "trained",
         "run": dict(facts),
@@ -154,7 +166,7 @@ def publish(
         sslzoo.weights.WeightsError: The run's files are damaged.
     """
     recipe, facts = _finished(run)
-    if id_ != (wanted := f"{recipe['method']}-{recipe['arch']}-{data}"):
+    if id_ != (wanted := zoo_id(recipe, data)):
         raise PublishError(f"the id of this run is {wanted}, got {id_}: an id is method-arch-data.")
     table = root / "sslzoo" / "zoo.toml"
     if not (root / "pyproject.toml").is_file() or not table.is_file():
@@ -165,10 +177,10 @@ def publish(
     folder = root / "sslzoo" / "bundled" / id_
     config = trained_config(encoder.config, recipe, data, facts)
     weights.write_folder(folder, config, encoder.model.state_dict(), half=True)
-    paper = find_method(recipe["method"]).PAPER
+    method, paper = _published_as(recipe), find_method(recipe["method"]).PAPER
     info = zoo.ModelInfo(
         id=id_,
-        method=recipe["method"],
+        method=method,
         arch=recipe["arch"],
         data=data,
         licence=licence,
@@ -183,7 +195,7 @@ def publish(
         paper=str(paper),
         paper_url=paper.url,
         summary=summary
-        or f"{recipe['arch']} pretrained by {recipe['method']} on {trained_on(recipe, data)}, "
+        or f"{recipe['arch']} pretrained by {method} on {trained_on(recipe, data)}, "
         f"{recipe['epochs']} epochs at {recipe['image_size']} pixels.",
     )
     _write_history(run, root / "training" / "history" / f"{id_}.csv")

@@ -1,7 +1,8 @@
 """Settings of a run: defaults, then a recipe's [default], then its [method], then what the user typed.
 
 A recipe is a TOML file with one table for each method that differs from `[default]`. Every key is a setting of the run
-(`Settings`), of the method (its constructor's arguments) or `views`: a list of tables that change the method's views.
+(`Settings`), of the method (its constructor's arguments) or `views`: a list of tables that change the method's views,
+one each, or one for all where they are alike.
 """
 
 import difflib
@@ -102,7 +103,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain nested data, as TOML and JSON take it."""
         views = [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(view).items()} for view in self.views]
-        return {"method": self.method, **asdict(self.settings), **self.method_settings, "views": views}
+        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in self.method_settings.items()}
+        return {"method": self.method, **asdict(self.settings), **settings, "views": views}
 
 
 def list_recipes() -> list[str]:
@@ -176,6 +178,8 @@ def _checked(key: str, value: Any, defaults: Mapping[str, Any], origin: str) -> 
     wanted = type(defaults[key])
     if wanted is float and type(value) is int:
         return float(value)
+    if wanted is tuple and type(value) is list:
+        return tuple(value)
     if type(value) is not wanted:
         raise RecipeError(f"{key} = {value!r}: needs a {wanted.__name__}, got a {type(value).__name__}.")
     return value
@@ -187,6 +191,8 @@ def _one_of(key: str, value: str, possible: tuple[str, ...]) -> None:
 
 
 def _views(kind: type[Method], changes: list[dict[str, Any]], image_size: int) -> tuple[View, ...]:
+    if len(changes) == 1 and len(set(kind.VIEWS)) == 1:
+        changes = changes * len(kind.VIEWS)
     if changes and len(changes) != len(kind.VIEWS):
         raise RecipeError(
             f"views has {len(changes)} tables; {kind.__name__} takes {len(kind.VIEWS)} views, one table each."

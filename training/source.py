@@ -10,7 +10,7 @@ depend on when the damage is found. Both are listed in `skipped`.
 import csv
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sslzoo.data import EmptyDatasetError, ImageSet, UnreadableImageError, open_images
+from sslzoo.feature_files import writable, write_table
 
 T = TypeVar("T")
 Size = tuple[int, int]  # (height, width)
@@ -111,14 +112,23 @@ class Source:
         for index, decoded in zip(batches, streamed, strict=True):
             yield index, self._accept(decoded)
 
-    def write_skipped(self, folder: str | Path) -> Path | None:
-        """List the unreadable images, and the files that are none, in `folder`/skipped.csv; None if there are none."""
-        ignored = [(name, "not an image file") for name in self.ignored]
-        if not (self.skipped or ignored):
-            return None
+    def write_skipped(
+        self, folder: str | Path, others: Iterable[tuple[str, str]] = (), *, add: bool = False
+    ) -> Path | None:
+        """List the unreadable images, and the files that are none, in `folder`/skipped.csv; None if there are none.
+
+        Args:
+            folder: Where to.
+            others: (name, reason) of what other processes found.
+            add: Keep what the file lists already: a resumed run has not met all that it met before.
+        """
         path = Path(folder) / "skipped.csv"
-        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            csv.writer(file).writerows([("name", "reason"), *self.skipped, *ignored])
+        found = {writable(name): writable(reason) for name, reason in [*others, *self.skipped]}
+        no_images = {writable(name): "not an image file" for name in self.ignored}
+        rows = (_listed(path) if add else {}) | found | no_images
+        if not rows:
+            return None
+        write_table(path, ("name", "reason"), rows.items())
         return path
 
     def _accept(self, decoded: "_Decoded") -> Batch:
@@ -163,8 +173,16 @@ def open_source(
     if not sizes:
         raise _nothing_readable(images, faults)
     decoder = _Decoder(images, list(sizes), _stored_size(set(sizes.values()), store_size))
-    limit = _available_memory() // 4 if memory_limit is None else memory_limit
+    limit = available_memory() // 4 if memory_limit is None else memory_limit
     return Source(decoder, faults, decoder.nbytes <= limit, workers, device)
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """Reasons by name, of an earlier skipped.csv."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["name"]: row["reason"] for row in csv.DictReader(file)}
 
 
 class _Decoded(NamedTuple):
@@ -292,7 +310,7 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes of memory that can still be had, within the container's limit if there is one."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sslzoo.data import open_images
-from sslzoo.transforms import normalise
+from sslzoo.modes import evaluating
+from sslzoo.transforms import prepare
 
 from .checkpoint import Log
-from .monitor import collapse_signs, effective_rank, evaluating, feature_std, leave_one_out_knn
+from .monitor import collapse_signs, effective_rank, feature_std, leave_one_out_knn
 from .source import Source, open_source
 from .views import View
 
 LOOK_IMAGES = 1024  # training images whose features are looked at: enough for a rank of some hundreds, and quick
 KNN_IMAGES = 5000
+QUIET = {"loss", "encoder_std", "encoder_rank"}  # not (again) in the bar
 PATIENCE = 100  # steps: an untrained projector may look collapsed
 
 
@@ -91,7 +93,7 @@ class Watch:
         )
         if self.bar is not None:
             shown = {"loss": f"{scalars['loss']:.4f}", "images/s": f"{speed:.0f}", "rank": f"{rank:.1f}"}
-            shown |= {k: f"{v:.3f}" for k, v in (scalars | self.latest).items() if k in ("accuracy", "knn")}
+            shown |= {k: f"{v:.3f}" for k, v in (scalars | self.latest).items() if k not in QUIET}
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(step - self.bar.n)
         self.step, self.clock = step, now
@@ -102,9 +104,9 @@ class Watch:
         """Spread, rank and, with a labelled folder, kNN of the encoder's features without augmentation.
 
         Args:
-            step: Now.
-            encoder: The network to publish.
-            config: Its config.json: what it sees.
+            step: Steps done so far.
+            encoder: Images to features.
+            config: Its config.json, which says what images it sees.
         """
         start = time.monotonic()
         few = torch.linspace(0, len(self.source) - 1, min(LOOK_IMAGES, len(self.source))).long()
@@ -159,9 +161,9 @@ def _features(
     size = config["pretrained_cfg"]["input_size"][-1]
     view = View(size, scale=(1.0, 1.0), ratio=(1.0, 1.0), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     features = []
-    with evaluating(encoder):
+    with evaluating(encoder), torch.inference_mode():
         for part in torch.split(index, 256):
             batch = source.fetch(part)
             params = view.sample(batch.sizes, torch.Generator())
-            features.append(encoder(normalise(view.apply(batch.images, params), config)).float())
+            features.append(encoder(prepare(view.apply(batch.images, params), config)).float())
     return torch.cat(features)

@@ -23,7 +23,7 @@ from .pretrain import PROFILED, THREADS, Job, make_job, seconds_in, threads
 GOAL = 1.25
 # (file, function) of the profile: what is not of the loop, and what a bare step has not
 OUTSIDE = (("loop.py", "save"), ("watch.py", "look"))
-PREPARED = (("loop.py", "_views"), ("source.py", "loader"))
+PREPARED = (("loop.py", "_prepare"), ("loop.py", "_views"), ("source.py", "loader"))
 
 
 @dataclass(frozen=True)

@@ -14,24 +14,7 @@ from sslzoo_evaluations.results import Result, append
 ID = "byol-resnet18quarter-cifar10"
 DIGEST = "ab" * 32
 ROW = Result(ID, "linear", "cifar10", "top1", 0.6, 0, 100, 50, DIGEST, "", "1a2b3c4", "2026-01-31")
-MODEL = f"""
-[models."{ID}"]
-method = "byol"
-arch = "resnet18quarter"
-data = "cifar10"
-licence = "apache-2.0"
-num_features = 128
-params = 701720
-input_size = [3, 64, 64]
-sha256 = "{DIGEST}"
-bytes = 1
-source = "bundled"
-epochs = 30
-hardware = "CPU"
-paper = "P"
-paper_url = "https://x.org"
-summary = "S."
-"""
+MODEL = {"sha256": DIGEST, "summary": "S."}
 
 
 def test_cards_and_readme_of_this_checkout_are_fresh():
@@ -41,13 +24,14 @@ def test_cards_and_readme_of_this_checkout_are_fresh():
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, zoo_toml):
     """A checkout with one model, its result, and baselines."""
     for name in ("sslzoo", "evaluations", "hub_cards"):
         (tmp_path / name).mkdir()
     (tmp_path / "pyproject.toml").touch()
-    (tmp_path / "sslzoo" / "zoo.toml").write_text(MODEL)
-    (tmp_path / "README.md").write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
+    (tmp_path / "sslzoo" / "zoo.toml").write_text(zoo_toml({ID: MODEL}))
+    marks = [f"<!-- {name}:{end} -->" for name in ("results", "low-shot") for end in ("begin", "end")]
+    (tmp_path / "README.md").write_text("\n".join(["before", *marks, "after", ""]))
     encoder = sslzoo.create("resnet18quarter", seed=0, image_size=64)
     recipe = {"arch": "resnet18quarter", "epochs": 30, "batch_size": 128, "seed": 0, "image_size": 64}
     encoder.config["sslzoo"] |= {"method": "byol", "dataset": "cifar10", "recipe": recipe}
@@ -81,7 +65,7 @@ def test_tables_show_current_weights_only(root, write):
     write()
     readme, card = (root / "README.md").read_text(), (root / "hub_cards" / f"{ID}.md").read_text()
     assert readme.startswith("before\n<!-- results:begin -->\n| top-1")
-    assert readme.endswith("<!-- results:end -->\nafter\n")
+    assert readme.endswith("<!-- results:end -->\n<!-- low-shot:begin -->\n\n<!-- low-shot:end -->\nafter\n")
     for text in (readme, card):
         assert text.index("60.0 %") < text.index("40.0 %") < text.index("30.0 %")
         assert "99.0 %" not in text  # measured on weights that the zoo no longer has
@@ -91,12 +75,12 @@ def test_tables_show_current_weights_only(root, write):
 
 
 @pytest.mark.parametrize("change", ["result", "table", "card"])
-def test_any_change_makes_files_stale(root, write, change):
+def test_any_change_makes_files_stale(root, write, zoo_toml, change):
     write()
     if change == "result":
         append(replace(ROW, value=0.61), root / "evaluations" / "results.csv")
     elif change == "table":
-        (root / "sslzoo" / "other.toml").write_text(MODEL.replace("S.", "T."))
+        (root / "sslzoo" / "other.toml").write_text(zoo_toml({ID: {**MODEL, "summary": "T."}}))
         (root / "sslzoo" / "zoo.toml").unlink()
         shutil.move(root / "sslzoo" / "other.toml", root / "sslzoo" / "zoo.toml")
         cards.zoo.read_table.cache_clear()

@@ -7,11 +7,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import sslzoo
-from sslzoo.transforms import ConvertMode
+from sslzoo.transforms import RandomCrop
 from sslzoo_evaluations import knn, linear
 from sslzoo_evaluations.protocol import features, measure, open_splits
 from sslzoo_evaluations.results import read
-from sslzoo_evaluations.subjects import EvaluationError, RandomCrop, mirrored, open_subject
+from sslzoo_evaluations.subjects import EvaluationError, mirrored, open_subject
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_views_depend_on_the_seed_and_not_on_workers(folder):
 
 def test_crops_keep_to_their_ranges():
     random = Random(0)
-    boxes = np.array([RandomCrop.box(400, 300, random) for _ in range(2000)], dtype=float)
+    boxes = np.array([RandomCrop((8, 8)).box(400, 300, random) for _ in range(2000)], dtype=float)
     left, top, width, height = boxes.T
     assert left.min() == 0
     assert top.min() == 0
@@ -80,7 +80,7 @@ def test_crops_keep_to_their_ranges():
 def test_a_crop_is_resized_and_flipped_half_of_the_time():
     ramp = Image.fromarray(np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1)))
     random = Random(0)
-    views = [np.asarray(RandomCrop((24, 32), ConvertMode("RGB"))(ramp, random)).astype(int) for _ in range(200)]
+    views = [np.asarray(RandomCrop((24, 32))(ramp, random)).astype(int) for _ in range(200)]
     assert {view.shape for view in views} == {(24, 32, 3)}
     rising = sum(view[0, -1, 0] > view[0, 0, 0] for view in views)
     assert 70 < rising < 130

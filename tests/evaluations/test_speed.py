@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslzoo_evaluations.speed import methods, pretrain, startup
+from sslzoo_evaluations.speed import embed, methods, pretrain, startup
 from sslzoo_evaluations.speed.measure import ChildError, Cost, Spread, confined, run_child
 
 BURN = "import time\nwhile time.process_time() < {seconds}: pass"
@@ -129,7 +129,7 @@ def test_methods_are_listed_without_importing_them():
 
 
 def test_a_step_beside_its_bare_form(monkeypatch, tmp_path):
-    cumulative = {"train": 13.0, "save": 1.0, "look": 2.0, "_step": 9.0, "_views": 1.5, "loader": 0.5}
+    cumulative = {"train": 13.0, "save": 1.0, "look": 2.0, "_step": 9.5, "_prepare": 0.5, "_views": 1.5, "loader": 0.5}
     monkeypatch.setattr(methods, "seconds_in", lambda stats, file, function: stats[function])
     step = methods.Step.of(cumulative)
     assert step == methods.Step(whole=10.0, bare=7.0)
@@ -157,3 +157,27 @@ def test_pretrain_end_to_end(method, capsys):
 def test_methods_end_to_end(capsys):
     assert methods.main(["--methods", "rotation", "--repeats", "1", "--steps", "3", "--batch-size", "16"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("rotation")
+
+
+def test_embed_table_is_relative_to_the_first_contender():
+    costs = {"theirs": [Cost(8.0, 4.0), Cost(12.0, 6.0), Cost(10.0, 5.0)], "ours": [Cost(5.0, 2.0)] * 3}
+    header, theirs, ours = embed.table("predict", 1000, costs).splitlines()
+    assert header.startswith("predict")
+    assert theirs.split() == ["theirs", "10.00", "(8.00–12.00)", "200.0", "(166.7–250.0)", "1.00", "1.00"]
+    assert ours.split() == ["ours", "5.00", "(5.00–5.00)", "500.0", "(500.0–500.0)", "0.50", "2.50"]
+
+
+def test_embedding_contenders_must_give_the_same(monkeypatch):
+    numbers = iter([np.ones((2, 3)), np.ones((2, 3)) + 1e-7, np.ones((2, 3)) * 1.1])
+    monkeypatch.setattr(embed.Job, "cost", lambda *_: (Cost(1, 1), next(numbers)))
+    job = embed.Job({}, Path(), Path(), 1, 1)
+    with pytest.raises(ValueError, match=r"embed: sslzoo gives other numbers, by 0\.1 of the largest"):
+        embed.measure(job, embed.TASKS[0], 1)
+
+
+@pytest.mark.slow
+def test_embed_end_to_end(capsys):
+    assert embed.main(["--repeats", "1", "--images", "8", "--batch-size", "4"]) == 0
+    output = capsys.readouterr().out
+    assert output.count("transformers' pipeline") == 2
+    assert output.count("\nsslzoo ") == 2

@@ -14,50 +14,12 @@ from sslzoo.encoder import create, load
 from sslzoo.features import read_features
 from sslzoo_training.__main__ import app as training_app
 
-TABLE = """
-[models."byol-resnet18quarter-cifar10"]
-method = "byol"
-arch = "resnet18quarter"
-data = "cifar10"
-licence = "apache-2.0"
-num_features = 128
-params = 699512
-input_size = [3, 64, 64]
-sha256 = "00"
-bytes = 1
-source = "bundled"
-epochs = 1
-hardware = "none"
-paper = "A paper"
-paper_url = "https://arxiv.org/abs/2006.07733"
-summary = "Nothing."
-[models."rotation-resnet50-mnist"]
-method = "rotation"
-arch = "resnet50"
-data = "mnist"
-licence = "cc-by-4.0"
-num_features = 2048
-params = 23500000
-input_size = [3, 64, 64]
-sha256 = "00"
-bytes = 1
-source = "bundled"
-epochs = 1
-hardware = "none"
-paper = "A paper"
-paper_url = "https://arxiv.org/abs/1803.07728"
-summary = "Nothing."
-[aliases]
-short = "rotation-resnet50-mnist"
-"""
 BYOL, ROTATION = "byol-resnet18quarter-cifar10", "rotation-resnet50-mnist"
 
 
 @pytest.fixture
-def table(tmp_path, monkeypatch):
-    path = tmp_path / "zoo.toml"
-    path.write_text(TABLE)
-    monkeypatch.setattr(zoo, "TABLE", path)
+def table(use_zoo):
+    use_zoo({BYOL: {}, ROTATION: {"licence": "cc-by-4.0"}}, {"short": ROTATION})
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +53,18 @@ def assert_error(result, text, code=1):
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("args", [["--help"], ["pretrain", "--help"], ["--version"], ["list"], ["info", "nothing"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["pretrain", "--help"],
+        ["finetune", "--help"],
+        ["publish", "--help"],
+        ["--version"],
+        ["list"],
+        ["info", "nothing"],
+    ],
+)
 def test_quick_commands_import_nothing_heavy(args):
     code = (
         f"import sys; sys.argv = ['sslzoo', *{args}]\n"
@@ -108,7 +81,7 @@ def test_quick_commands_import_nothing_heavy(args):
 def test_help_names_every_command():
     result = call("--help")
     assert result.exit_code == 0
-    for name in ("list", "info", "embed", "probe", "demo", "pretrain"):
+    for name in ("list", "info", "embed", "probe", "finetune", "predict", "demo", "export", "pretrain", "publish"):
         assert f"\n  {name} " in result.stdout
     assert "..." not in result.stdout.partition("Commands:")[2]  # each is described in whole
 
@@ -181,6 +154,39 @@ def test_probe_errors(model, photos, tmp_path):
     assert result.stderr.splitlines()[-1] == "error: test_fraction must lie between 0 and 1, got 2.0."
     result = call("probe", model, photos + "/dark")
     assert_error(result, "no labels")
+
+
+def test_finetune_and_predict(photos, tmp_path):
+    run, picture = tmp_path / "run", tmp_path / "said.png"
+    words = ["finetune", "classification", BYOL, photos, "-o", str(run), "--epochs", "3", "--lr", "2e-3",
+             "--batch-size", "8", "--workers", "0", "--device", "cpu", "--balanced"]  # fmt: skip
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    assert "4 of the 24 images, since none were given" in result.stdout
+    assert f"132 of 132 encoder tensors from {BYOL}" in result.stderr
+    assert_error(call(*words), "already holds a run")
+    assert call(*words, "--resume").exit_code == 0
+
+    result = call("predict", str(run), photos, "-o", str(picture))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].startswith("bright/0.png")
+    assert picture.is_file()
+    one, other = f"{photos}/dark/3.png", f"{photos}/bright"
+    rows = json.loads(call("predict", str(run), one, other, "--json").stdout)
+    assert [row["image"] for row in rows] == [one, *(f"{other}/{i}.png" for i in range(12))]
+    assert sum(row["label"] in row["image"] for row in rows) >= 9
+    lines = call("predict", str(run), one, "--csv").stdout.splitlines()
+    assert lines[0] == "image,label,probability,bright,dark"
+    assert len(lines) == 2
+
+
+def test_finetune_and_predict_errors(model, photos, tmp_path):
+    run = str(tmp_path / "run")
+    assert_error(call("finetune", "classifying", model, photos, "-o", run), "Unknown task 'classifying'. There is: cla")
+    assert_error(call("finetune", "classification", "no-such", photos, "-o", run), "Unknown model 'no-such'")
+    assert_error(call("finetune", "classification", model, f"{photos}/dark", "-o", run), "no labels")
+    assert_error(call("predict", model, photos), "sslzoo.load opens it")
+    assert_error(call("predict", run, photos), "There is no folder")
 
 
 def test_pretrain_is_the_command_of_training(photos, tmp_path):

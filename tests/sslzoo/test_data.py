@@ -1,4 +1,5 @@
 import pickle
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -9,7 +10,15 @@ import torch
 from PIL import ExifTags, Image, ImageDraw
 from sklearn.datasets import load_sample_images
 
-from sslzoo.data import EmptyDatasetError, ImageSet, UnreadableImageError, open_images, read_image, to_image
+from sslzoo.data import (
+    EmptyDatasetError,
+    ImageSet,
+    UnreadableImageError,
+    open_images,
+    read_image,
+    to_image,
+    unreadable,
+)
 from sslzoo.images import image_size, read_sized
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -506,3 +515,93 @@ def test_drawn_pictures_survive_a_round_trip(tmp_path: Path) -> None:
         assert np.array_equal(pixels(read_image(tmp_path / f"a{suffix}")), pixels(image))
         with (tmp_path / f"a{suffix}").open("rb") as file:
             assert np.array_equal(pixels(read_image(file)), pixels(image))
+
+
+# CSV files
+
+
+def write_csv(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    for name in ("a.png", "sub/b.png", "c.png"):
+        save_colour(folder / name)
+    path = folder / "labels.csv"
+    path.write_text(text, encoding=encoding)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.png,10\nsub/b.png,9\nc.png,10\n",
+        "path,label\na.png,10\nsub/b.png,9\nc.png,10\n",
+        "\n id ,Class,Image\n1,10,a.png\n2,9,sub/b.png\n\n3,10,c.png",
+        'filename;category\r\na.png;10\r\nsub/b.png; 9\r\n"c.png";10\r\n',
+        "a.png\t10\nsub/b.png\t9\nc.png\t10\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_csv_of_paths_and_labels(tmp_path: Path, text: str, encoding: str) -> None:
+    images = open_images(write_csv(tmp_path, text, encoding))
+    assert images.names == ["a.png", "sub/b.png", "c.png"]
+    assert images.classes == ["9", "10"]
+    assert images.labels is not None
+    assert images.labels.tolist() == [1, 0, 1]
+    assert pixels(images[1])[0, 0].tolist() == list(RED)
+
+
+def test_csv_without_labels_and_labels_beside_it(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "path\na.png\nc.png\n")
+    assert open_images(path).labels is None
+    assert open_images(path, labels=["x", "y"]).classes == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("a.png,x\nno.png,y\nnor.png,y\n", FileNotFoundError, r"line 2: there is no file 'no\.png' \(2 of 3 rows"),
+        ("no.png,x\na.png,y\n", FileNotFoundError, "line 1: there is no file 'no.png'"),
+        ("path,label\na.png,x\nc.png,\n", ValueError, r"line 3: no label or no path \(1 such"),
+        ("path,label\na.png\n", ValueError, "line 2: no label"),
+        ("picture,kind\na.png,x\n", ValueError, "header is picture, kind"),
+        ("path,label\n", EmptyDatasetError, "has no rows"),
+        ("", EmptyDatasetError, "has no rows"),
+    ],
+)
+def test_csv_errors_name_the_line(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        open_images(write_csv(tmp_path, text))
+
+
+def test_a_file_that_is_no_csv(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(ValueError, match="not a CSV file in UTF-8"):
+        open_images(path)
+
+
+# What else fine-tuning needs
+
+
+def test_class_folders_without_an_image_are_known(tmp_path: Path) -> None:
+    save_colour(tmp_path / "a" / "1.png")
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "readme.txt").write_text("no image")
+    images = open_images(tmp_path)
+    assert images.classes == ["a"]
+    assert images.empty == ["b", "c"]
+    assert open_images(tmp_path / "a").empty == []
+
+
+def test_unreadable_images_are_found_wherever_they_are_cut(tmp_path: Path, photo: Image.Image) -> None:
+    large = photo.resize((640, 480))
+    for i, suffix in enumerate((".jpg", ".png", ".webp", ".jpg")):
+        large.save(tmp_path / f"{i}{suffix}")
+    for name, keep in (("0.jpg", -200), ("1.png", -2000), ("2.webp", -500)):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:keep])
+    images = open_images(tmp_path)
+    found = unreadable(images, num_threads=2)
+    assert list(found) == [0, 1, 2]
+    for i, reason in found.items():
+        with pytest.raises(UnreadableImageError, match=re.escape(reason)):
+            images[i]

@@ -7,51 +7,26 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from sslzoo import demo, weights, zoo
+from sslzoo import demo
 from sslzoo.cli import app
 from sslzoo.demo import Row, verdict
 from sslzoo.encoder import create
-from sslzoo.probes import few_labels, fit_linear
+from sslzoo.probes import fit_linear
+from sslzoo.splits import few_labels
 
 SIDE = 32
-ROW = """[models."{id}"]
-method = "byol"
-arch = "resnet18quarter"
-data = "noise"
-licence = "apache-2.0"
-num_features = 128
-params = {params}
-input_size = [3, 32, 32]
-sha256 = "{sha256}"
-bytes = {bytes}
-source = "bundled"
-epochs = 0
-hardware = "none"
-paper = "none"
-paper_url = "none"
-summary = "Random."
-"""
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    """A zoo of four untrained encoders, each larger than the next, it says: the table and the folder of the weights."""
-    folder = tmp_path_factory.mktemp("zoo")
-    rows = []
-    for i in range(4):
-        model = folder / "bundled" / f"model{i}"
-        create("resnet18quarter", seed=10 + i, image_size=SIDE).save_pretrained(model)
-        file = model / "model.safetensors"
-        rows.append(ROW.format(id=model.name, params=9 - i, sha256=weights.sha256(file), bytes=file.stat().st_size))
-    table = folder / "zoo.toml"
-    table.write_text("\n".join(rows) + '[aliases]\nshort = "model2"\n')
-    return table, folder / "bundled"
+def encoders():
+    return {f"model{i}": create("resnet18quarter", seed=10 + i, image_size=SIDE) for i in range(4)}
 
 
 @pytest.fixture
-def tiny_zoo(bundle, monkeypatch):
-    monkeypatch.setattr(zoo, "TABLE", bundle[0])
-    monkeypatch.setattr(weights, "BUNDLED", bundle[1])
+def tiny_zoo(use_zoo, encoders):
+    """A zoo of four untrained encoders, each larger than the next, it says."""
+    row = {"method": "byol", "arch": "resnet18quarter", "data": "noise"}
+    use_zoo({id_: {**row, "params": 9 - i} for i, id_ in enumerate(encoders)}, {"short": "model2"}, encoders)
 
 
 @pytest.fixture
@@ -166,10 +141,8 @@ def test_unusable_folders(tiny_zoo, counts, message, tmp_path):
     assert result.stderr.count("\n") == 1
 
 
-def test_empty_zoo(monkeypatch, tmp_path):
-    table = tmp_path / "zoo.toml"
-    table.write_text("[models]\n")
-    monkeypatch.setattr(zoo, "TABLE", table)
+def test_empty_zoo(use_zoo, tmp_path):
+    use_zoo({})
     result = call("-o", tmp_path / "out")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: This version of sslzoo comes without pretrained models")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -19,10 +20,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms import Compose, Normalize, ToTensor
 
 import sslzoo
 from sslzoo import Encoder, embed, embed_to_file, read_features
-from sslzoo.data import EmptyDatasetError, UnreadableImageError, open_images
+from sslzoo.data import EmptyDatasetError, ImageSet, UnreadableImageError, open_images
+from sslzoo.encoding import cut, encode
 
 SUFFIXES = (".npz", ".npy", ".parquet")
 
@@ -78,6 +81,31 @@ def test_batches_and_workers_change_nothing(encoder: Encoder, photos: np.ndarray
     one = embed(encoder, photos, batch_size=1)
     for settings in ({"batch_size": 7}, {"batch_size": 100}, {"batch_size": 5, "num_workers": 2}):
         np.testing.assert_allclose(embed(encoder, photos, **settings), one, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_network_gets_what_the_transform_gives(photos: np.ndarray, channels: int) -> None:
+    encoder = sslzoo.create("resnet18quarter", seed=0, image_size=32, in_chans=channels)
+    seen: list[torch.Tensor] = []
+    encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    embed(encoder, photos, batch_size=9, num_workers=1)
+    assert [len(batch) for batch in seen] == [9, 9, 6]
+    transformed = [encoder.transform(Image.fromarray(photo)) for photo in photos]
+    assert torch.equal(torch.cat(seen), torch.stack(transformed))
+
+
+def test_errors_in_reading_threads_are_raised_and_the_threads_end(encoder: Encoder, photos: np.ndarray) -> None:
+    class Broken(ImageSet):
+        def __getitem__(self, i: int) -> Image.Image:
+            if i == 7:
+                raise KeyError("a bug")
+            return super().__getitem__(i)
+
+    images = Broken(list(photos), [str(i) for i in range(len(photos))])
+    before = threading.active_count()
+    with pytest.raises(KeyError, match="a bug"):
+        list(encode(encoder, images, cut(range(24), 4), total=24, num_workers=2))
+    assert threading.active_count() == before
 
 
 def test_an_empty_list_has_no_features_and_an_empty_folder_is_an_error(encoder: Encoder, tmp_path: Path) -> None:
@@ -362,11 +390,11 @@ class Wide(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
-    def transform(self, image: Image.Image) -> Tensor:
-        return torch.tensor(np.asarray(image, dtype=np.float32).mean()).reshape(1, 1, 1)
+    input_size = (3, 1, 1)
+    transform = Compose([ToTensor(), Normalize([0.0] * 3, [1 / 255] * 3)])
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.weight * images.reshape(-1, 1).expand(-1, self.num_features)
+        return self.weight * images[:, 0].reshape(-1, 1).expand(-1, self.num_features)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".npy"])
@@ -381,4 +409,4 @@ def test_memory_holds_a_chunk_not_the_set(tmp_path: Path, suffix: str) -> None:
         tracemalloc.stop()
     chunk = 4 * Wide.num_features * 4
     assert peak < 4 * chunk  # of 15: its batches, them concatenated, and buffers of NumPy's writer
-    assert read_features(tmp_path / f"features{suffix}").X[:, -1].tolist() == list(range(60))
+    np.testing.assert_allclose(read_features(tmp_path / f"features{suffix}").X[:, -1], range(60), rtol=1e-6)

@@ -12,14 +12,15 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"sslzoo": ROOT / "sslzoo", "sslzoo_training": ROOT / "training", "sslzoo_evaluations": ROOT / "evaluations"}
 # From the bottom up: a module may import those of its own line and of the lines above it in this list.
 ORDER = (
-    {"console", "provenance", "zoo", "weights", "images", "data", "lab", "transforms", "upstream"},
+    {"console", "provenance", "zoo", "hub", "weights", "images", "data", "splits", "lab", "transforms", "upstream"}
+    | {"modes", "knn", "snippets", "mnist_networks"},
     {"encoder"},
-    {"encoding", "feature_files", "features", "heads", "card", "plots"},
-    {"probes", "finetune", "hub"},
+    {"encoding", "feature_files", "features", "heads", "card", "model_card", "plots", "export"},
+    {"probes", "trainer", "finetuning", "publish"},
     {"cli", "demo", "__main__", "__init__"},
 )
 # What may reach up, inside a function: a method that delegates, as Encoder.embed does.
-REACHES_UP = {("encoder", "features")}
+REACHES_UP = {("encoder", "features"), ("encoder", "publish"), ("heads", "publish")}
 # The only module of sslzoo that knows the other two packages, inside its functions.
 COMMAND_LINE = {"cli", "__main__"}
 

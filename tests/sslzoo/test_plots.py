@@ -114,6 +114,31 @@ def test_contact_sheet_marks_what_is_wrong(tmp_path, drawn):
         plots.contact_sheet(images, truth[:2], said, tmp_path / "sheet.png")
 
 
+def test_contact_sheet_without_truth_marks_nothing(tmp_path, drawn):
+    plots.contact_sheet([Image.new("RGB", (8, 8))] * 2, None, ["cat 90%", f"{LONG} 55%"], tmp_path / "sheet.png")
+    texts = [text for axes in drawn[0].axes for text in axes.texts]
+    assert texts[0].get_text() == "cat 90%"
+    assert texts[1].get_text().endswith("55%")
+    assert {text.get_color() for text in texts} == {"black"}
+    with pytest.raises(ValueError, match="got 1, 2"):
+        plots.contact_sheet([Image.new("RGB", (8, 8))], None, ["a", "b"], tmp_path / "sheet.png")
+
+
+def test_curves_have_their_points_and_whiskers(tmp_path, drawn):
+    curves = {"a": {50_000: 0.9, 500: 0.4}, "b": {500: 0.2}}
+    errors = {"a": {50_000: 0.0, 500: 0.05}, "b": {500: 0.1}}
+    plots.curves_picture(curves, tmp_path / "curves.png", "t", errors=errors, x_label="images")
+    axes = drawn[0].axes[0]
+    first, second = (container.lines[0] for container in axes.containers)
+    assert first.get_xydata().tolist() == [[500, 40], [50_000, 90]]
+    assert second.get_xydata().tolist() == [[500, 20]]
+    assert axes.containers[0].lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([35, 45])
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlabel() == "images"
+    with pytest.raises(ValueError, match="no curves"):
+        plots.curves_picture({}, tmp_path / "x.png")
+
+
 def test_no_display_and_no_pyplot(tmp_path):
     code = (
         "import os, sys; os.environ['MPLBACKEND'] = 'TkAgg'\n"

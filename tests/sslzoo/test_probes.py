@@ -19,7 +19,8 @@ from sklearn.utils.validation import validate_data
 
 import sslzoo
 from sslzoo import Encoder, EncoderFeatures, embed, probe
-from sslzoo.probes import C_GRID, FEW_LABELS_C, few_labels, fit_knn, fit_linear, stratified_split
+from sslzoo.probes import C_GRID, FEW_LABELS_C, fit_knn, fit_linear
+from sslzoo.splits import few_labels, stratified_split
 
 
 @pytest.fixture(scope="module")

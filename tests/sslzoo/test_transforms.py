@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_data_config
 
 from sslzoo.lab import lightness
-from sslzoo.transforms import eval_transform, normalise
+from sslzoo.transforms import eval_transform, prepare
 
 RGB = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 PRETRAINED_CFGS: dict[str, dict[str, Any]] = {
@@ -81,7 +81,7 @@ def test_a_batch_is_normalised_as_one_image_is(config: dict[str, Any]) -> None:
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
     expected = eval_transform(config)(image)[None]
     torch.testing.assert_close(
-        normalise(pixels, config), expected, atol=1e-5 if config is not LIGHTNESS else 0.01, rtol=0
+        prepare(pixels, config), expected, atol=1e-5 if config is not LIGHTNESS else 0.01, rtol=0
     )
 
 

@@ -2,30 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sslzoo import zoo
 
-ROW = """
-[models."{id}"]
-method = "{method}"
-arch = "{arch}"
-data = "{data}"
-licence = "{licence}"
-num_features = 128
-params = 701_720
-input_size = [3, 64, 64]
-sha256 = "0"
-bytes = 1_500_000
-source = "bundled"
-epochs = 30
-hardware = "2 CPU cores"
-paper = "A paper"
-paper_url = "https://arxiv.org/abs/2006.07733"
-summary = "A <b>bold</b> claim"
-"""
 IDS = (
     "byol-resnet18quarter-cifar10",
     "simsiam-resnet18quarter-cifar10",
@@ -34,22 +17,12 @@ IDS = (
 )
 
 
-def write_table(folder: Path, ids: tuple[str, ...] = IDS, aliases: str = "") -> Path:
-    text = f"[aliases]\n{aliases}\n"
-    for id_ in ids:
-        method, arch, data = id_.split("-")
-        licence = "CC-BY-NC-4.0" if data == "imagenet" else "apache-2.0"
-        text += ROW.format(id=id_, method=method, arch=arch, data=data, licence=licence)
-    path = folder / "zoo.toml"
-    path.write_text(text)
-    return path
+LICENCES = {IDS[3]: {"licence": "CC-BY-NC-4.0"}}
 
 
 @pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = write_table(tmp_path, aliases='byol-resnet50 = "byol-resnet50-cifar10"')
-    monkeypatch.setattr(zoo, "TABLE", path)
-    return path
+def table(use_zoo: Callable[..., Path]) -> Path:
+    return use_zoo({id_: LICENCES.get(id_, {}) for id_ in IDS}, {"byol-resnet50": "byol-resnet50-cifar10"})
 
 
 def test_the_shipped_table_reads_and_its_files_are_where_it_says() -> None:
@@ -110,18 +83,16 @@ def test_table_in_a_terminal(table: Path) -> None:
     assert repr(zoo.list_models()) == str(zoo.list_models())
 
 
-def test_table_in_a_notebook_is_escaped(tmp_path: Path) -> None:
-    text = write_table(tmp_path).read_text().replace('"apache-2.0"', '"<script>"')
-    (tmp_path / "zoo.toml").write_text(text)
-    html = zoo.read_table(tmp_path / "zoo.toml").models._repr_html_()
+def test_table_in_a_notebook_is_escaped(use_zoo: Callable[..., Path]) -> None:
+    use_zoo({id_: {"licence": "<script>"} for id_ in IDS})
+    html = zoo.list_models()._repr_html_()
     assert html.count("<tr>") == 5
     assert "&lt;script&gt;" in html
     assert "<script>" not in html
 
 
-def test_empty_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "empty.toml").write_text("")
-    monkeypatch.setattr(zoo, "TABLE", tmp_path / "empty.toml")
+def test_empty_table(use_zoo: Callable[..., Path]) -> None:
+    use_zoo({}).write_text("")
     assert len(zoo.list_models()) == 0
     assert str(zoo.list_models()) == "no models"
     assert "no models" in zoo.list_models()._repr_html_()
@@ -172,8 +143,8 @@ def test_unknown_id_names_the_nearest(table: Path, asked: str, suggested: set[st
         ("[aliases]", "[aliases", "is not TOML"),
     ],
 )
-def test_a_wrong_table_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
-    path = write_table(tmp_path, ids=IDS[:2])
+def test_a_wrong_table_is_refused(use_zoo: Callable[..., Path], old: str, new: str, message: str) -> None:
+    path = use_zoo({id_: {} for id_ in IDS[:2]})
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(zoo.ZooTableError, match=message):
         zoo.read_table(path)

@@ -42,7 +42,7 @@ def encoder() -> torch.nn.Module:
 
 @pytest.fixture
 def images() -> Tensor:
-    photo = torch.from_numpy(load_sample_images().images[1]).permute(2, 0, 1) / 255
+    photo = torch.from_numpy(load_sample_images().images[1].copy()).permute(2, 0, 1) / 255
     return torch.stack([photo[:, y : y + 32, y : y + 32] for y in (0, 90, 180, 270)])
 
 
@@ -146,7 +146,7 @@ def test_the_encoder_sees_lightness_only(images: Tensor, monkeypatch: pytest.Mon
     monkeypatch.setattr(method.encoder, "forward_intermediates", lambda x, **k: seen.append(x) or forward(x, **k))
     method([images], torch.arange(4))
     config = sslzoo.create("resnet18quarter", image_size=32, lightness=True).config
-    torch.testing.assert_close(seen[0], sslzoo.transforms.normalise(images, config))
+    torch.testing.assert_close(seen[0], sslzoo.transforms.prepare(images, config))
 
 
 def test_images_without_colour_teach_nothing(images: Tensor) -> None:
@@ -203,6 +203,6 @@ def test_a_run_gives_an_encoder_that_makes_its_lightness_itself(photo_folder: Pa
     expected = model(model.transform(photo)[None])
     np.testing.assert_allclose(model.embed([photo]), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
     rgb = torch.from_numpy(np.array(photo.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1)[None] / 255
-    torch.testing.assert_close(model(sslzoo.transforms.normalise(rgb, model.config)), expected, rtol=0.1, atol=0.02)
+    torch.testing.assert_close(model(sslzoo.transforms.prepare(rgb, model.config)), expected, rtol=0.1, atol=0.02)
     other = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True).eval()
     torch.testing.assert_close(other(model.transform(photo)[None]), expected)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from torch import nn
 
 import sslzoo
 from sslzoo.data import EmptyDatasetError
-from sslzoo_training import Outcome, checkpoint, loop, pretrain
+from sslzoo_training import Outcome, checkpoint, loop, pretrain, source
 from sslzoo_training.checkpoint import CheckpointError
 from sslzoo_training.method import find_method, list_methods, method_settings
 from sslzoo_training.recipe import RecipeError, Settings
@@ -31,7 +32,8 @@ THIN = {"arch": "resnet18quarter", "image_size": 32, "batch_size": 8, "epochs": 
 
 def small(method: str) -> dict[str, Any]:
     """Settings that make a method's heads narrow."""
-    return {k: 32 for k in method_settings(find_method(method)) if k.endswith("dim")}
+    names = method_settings(find_method(method))
+    return {k: 32 for k in names if k.endswith("dim")} | {k: 4 for k in names if k == "clusters"}
 
 
 def train(data: Path, out: Path, method: str = "byol", **more: Any) -> Outcome:
@@ -82,6 +84,7 @@ def test_norms_and_biases_get_no_decay_and_the_target_no_optimizer(optimizer: st
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     net[2].requires_grad_(False)
     net.constant_lr = lambda: (net[0],)  # type: ignore[assignment]
+    net.without_momentum = lambda: ()  # type: ignore[assignment]
     made = loop.make_optimizer(net, Settings(optimizer=optimizer, weight_decay=0.1))  # type: ignore[arg-type]
     groups = {(g["weight_decay"], g["constant_lr"]): len(g["params"]) for g in made.param_groups}
     assert groups == {(0.1, True): 1, (0.0, True): 1, (0.0, False): 2}
@@ -89,7 +92,7 @@ def test_norms_and_biases_get_no_decay_and_the_target_no_optimizer(optimizer: st
 
 def test_lars_moves_a_layer_in_proportion_to_its_norm_and_norms_by_plain_sgd() -> None:
     net = nn.Sequential(nn.Linear(3, 3))
-    net.constant_lr = lambda: ()  # type: ignore[assignment]
+    net.constant_lr = net.without_momentum = lambda: ()  # type: ignore[assignment]
     before = net[0].weight.detach().clone(), net[0].bias.detach().clone()
     settings = Settings(optimizer="lars", lr=0.5, trust_coefficient=0.01, weight_decay=0.1)
     optimizer = loop.make_optimizer(net, settings)  # type: ignore[arg-type]
@@ -304,6 +307,23 @@ def test_broken_files_are_listed_one_image_trains_and_none_is_an_error(photos: n
     listed = (tmp_path / "run" / "skipped.csv").read_text()
     assert "broken.png" in listed
     assert "notes.txt" in listed
+
+
+def test_damage_met_while_streaming_is_listed_at_the_end_and_kept_by_the_next_part(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_available_memory", lambda: 0)
+    data = tmp_path / "data"
+    shutil.copytree(photo_folder, data)
+    broken = data / "flower" / "01.png"
+    broken.write_bytes(broken.read_bytes()[:-900])  # the header is whole: only decoding finds it
+    run = tmp_path / "run"
+    stopped = train(data, run, "rotation", epochs=1, time_limit=0)
+    assert not stopped.finished
+    train(data, run, "rotation", epochs=1, resume=True)
+    assert "flower/01.png,image file is truncated" in (run / "skipped.csv").read_text()
+    train(data, run, "rotation", epochs=1, resume=True)  # nothing left to do, so nothing is met
+    assert "flower/01.png,image file is truncated" in (run / "skipped.csv").read_text()
 
 
 def test_arrays_train_as_folders_do(photos: np.ndarray, tmp_path: Path) -> None:

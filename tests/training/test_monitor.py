@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslzoo_training.monitor import collapse_signs, effective_rank, evaluating, feature_std, leave_one_out_knn
+from sslzoo_training.monitor import collapse_signs, effective_rank, feature_std, leave_one_out_knn
 
 
 @pytest.mark.parametrize("dim", [16, 256])
@@ -34,16 +34,6 @@ def test_collapse_signs_name_what_they_saw() -> None:
     assert "feature std 0.010" in collapse_signs(0.01, 20)[0]
     assert "effective rank 1.8" in collapse_signs(0.5, 1.8)[0]
     assert len(collapse_signs(0.0, 1.0)) == 2
-
-
-def test_evaluating_gives_every_module_its_own_mode_back() -> None:
-    net = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())
-    net[1].eval()
-    with evaluating(net):
-        assert not net[0].training
-        assert not torch.ones(1, requires_grad=True).mul(2).requires_grad
-    assert net[0].training
-    assert not net[1].training
 
 
 def test_leave_one_out_knn_never_counts_the_image_itself() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from sslzoo_training import checkpoint, loop
 from sslzoo_training.method import find_method, list_methods, method_settings
+from sslzoo_training.views import Params, View
 
 SETTINGS: dict[str, Any] = {
     "recipe": "cifar10_cpu",
@@ -33,27 +34,35 @@ def in_double_precision() -> None:
     With batch norm over 8 images float32's rounding grows a hundredfold a step, and hides what is compared. What does
     not depend on the number of processes agrees to many digits in float64.
     """
-    build, step = loop.Run._build, loop.Run._step
+    build, step, apply = loop.Run._build, loop.Run._step, View.apply
+    single, double = torch.Tensor.float, torch.Tensor.double
 
     def double_build(run: loop.Run) -> None:
         torch.set_default_dtype(torch.float64)
         build(run)
         torch.set_default_dtype(torch.float32)
-        run.model.register_forward_pre_hook(lambda _, inputs: ([view.double() for view in inputs[0]], inputs[1]))
-        run.model.register_forward_pre_hook(lambda *_: setattr(torch.Tensor, "float", torch.Tensor.double))
 
     def double_step(run: loop.Run, batches: Any) -> Any:
+        torch.Tensor.float = double  # type: ignore[method-assign]
         try:
             return step(run, batches)
         finally:
             torch.Tensor.float = single  # type: ignore[method-assign]
 
-    single = torch.Tensor.float
+    def single_apply(view: View, images: torch.Tensor, params: Params) -> torch.Tensor:
+        torch.Tensor.float, before = single, torch.Tensor.float  # type: ignore[method-assign]
+        try:
+            return apply(view, images, params).double()
+        finally:
+            torch.Tensor.float = before  # type: ignore[method-assign]
+
     loop.Run._build, loop.Run._step = double_build, double_step  # type: ignore[method-assign]
+    View.apply = single_apply  # type: ignore[method-assign]
 
 
 def small(method: str) -> dict[str, Any]:
-    return SETTINGS | {k: 32 for k in method_settings(find_method(method)) if k.endswith("dim")}
+    names = method_settings(find_method(method))
+    return SETTINGS | {k: 32 for k in names if k.endswith("dim")} | {k: 4 for k in names if k == "clusters"}
 
 
 SCRIPT = """

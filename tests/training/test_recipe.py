@@ -32,7 +32,7 @@ def test_later_layers_win(tmp_path: Path) -> None:
         ({"epochs": "many"}, "epochs = 'many': needs a int, got a str"),
         ({"epochs": True}, "needs a int, got a bool"),
         ({"epochs": 0}, "at least 1"),
-        ({"optimizer": "adagrad"}, "needs one of sgd, lars, adam"),
+        ({"optimizer": "adamw"}, "needs one of sgd, lars, adam"),
         ({"accumulate": 3}, "cannot be cut"),
         ({"views": [{}]}, "views has 1 tables; BYOL takes 2"),
         ({"views": [{"blurr": 1.0}, {}]}, "did you mean blur"),
@@ -67,3 +67,8 @@ def test_overrides_are_toml_and_bare_words_are_strings() -> None:
     assert got == {"lr": 0.1, "epochs": 3, "optimizer": "lars", "nesterov": True, "views": [{"blur": 0.0}, {}]}
     with pytest.raises(RecipeError, match="key=value"):
         parse_overrides(["epochs"])
+
+
+def test_one_table_changes_all_views_where_they_are_alike() -> None:
+    plan = make_plan("simsiam", "cifar10", {"views": [{"blur": 0.25}]})
+    assert [view.blur for view in plan.views] == [0.25, 0.25]

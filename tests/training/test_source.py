@@ -144,6 +144,24 @@ def test_damaged_images_are_left_out_or_stood_in_for_and_listed(small: Path, tmp
     assert rows == [["name", "reason"], *map(list, source.skipped), ["notes.txt", "not an image file"]]
 
 
+def test_a_list_is_added_to_by_a_resumed_run_and_by_other_processes(small: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (small / "1.png").write_bytes(b"")
+    source = open_source(small, store_size=24, device="cpu")
+    source.write_skipped(run, [("2.png", "of another process"), ("1.png", "the same")])
+    source.write_skipped(run, [("3.png", "found later, \udcff")], add=True)
+
+    def listed() -> dict[str, str]:
+        with (run / "skipped.csv").open(newline="", encoding="utf-8") as file:
+            return dict(list(csv.reader(file))[1:])
+
+    expected = {"1.png": "the file is empty", "2.png": "of another process", "3.png": "found later, \\udcff"}
+    assert listed() == expected
+    source.write_skipped(run)
+    assert listed() == {"1.png": "the file is empty"}
+
+
 def test_no_list_where_nothing_was_skipped(small: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

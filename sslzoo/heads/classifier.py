@@ -1,0 +1,409 @@
+"""Image classification: one linear layer on an encoder's features.
+
+model = sslzoo.classifier("byol-resnet18quarter-cifar10", classes=["cat", "dog"])
+sslzoo.finetune(model, "photos", out="run")
+sslzoo.load_model("run").predict("photo.jpg")
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from sslzoo import encoder as encoders
+from sslzoo import weights, zoo
+from sslzoo.data import ImageSet, open_images
+from sslzoo.encoder import Encoder
+from sslzoo.features import embed_readable
+from sslzoo.heads import timm_layout
+from sslzoo.heads.predictions import Predictions
+from sslzoo.splits import stratified_split
+from sslzoo.transforms import normalise, to_tensor, train_view
+
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+TASK = "classification"
+
+
+class Classifier(nn.Module):
+    """An encoder and a linear layer. Made by `classifier` or `load_model`.
+
+    Args:
+        encoder: Shared, not copied: training the classifier trains it.
+        head: From its features to K logits.
+        classes: Names of the K classes; None as long as nobody gave them names.
+        encoder_id: Zoo id, or what else the encoder was loaded by; None for one without a name.
+        finetuning: Settings and results of the run that trained it, as `finetune` writes them.
+
+    Attributes:
+        task: "classification".
+        metric: Key of `compute_metrics` that tells the best epoch.
+    """
+
+    task = TASK
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: nn.Linear,
+        classes: Sequence[str] | None = None,
+        *,
+        encoder_id: str | None = None,
+        finetuning: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.encoder_id = encoder_id
+        self.finetuning = dict(finetuning or {})
+        self._classes = None if classes is None else _checked(classes, head.out_features)
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None, persistent=False)  # (K,) of the loss
+        self.eval()
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.head.out_features
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the logits; their numbers as long as they have no names."""
+        return [str(i) for i in range(self.num_classes)] if self._classes is None else list(self._classes)
+
+    @property
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """PIL image -> input of `forward`, (C, H, W): the encoder's."""
+        return self.encoder.transform
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder does not learn."""
+        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    def freeze(self, frozen: bool = True) -> Self:
+        """Freeze the encoder, statistics of batch norm included, or let it learn again."""
+        self.encoder.requires_grad_(not frozen)
+        if self.encoder.mean_of_maps:
+            self.encoder.model.pre_logits.requires_grad_(False)  # never used
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts; a frozen encoder stays in eval mode."""
+        super().train(mode)
+        if mode and self.frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Classify images; the names of the arguments are those of transformers.
+
+        Args:
+            pixel_values: (B, C, H, W), normalised as `transform` does it.
+            labels: (B,) class numbers.
+
+        Returns:
+            "logits" (B, K) and, with labels, "loss", the mean cross-entropy.
+        """
+        logits = self.head(self.encoder(pixel_values))
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": F.cross_entropy(logits, labels, weight=self.class_weights), "logits": logits}
+
+    def predict(
+        self, images: Any, *, batch_size: int = 64, num_workers: int | None = None, progress: bool = False
+    ) -> Predictions:
+        """Classify images, where the model is; it is in eval mode while it does so.
+
+        Args:
+            images: A path, a folder, a list, or what else `open_images` takes.
+            batch_size: Images a step.
+            num_workers: Threads that read images beside this one; None chooses.
+            progress: Show a progress bar.
+
+        Returns:
+            Probabilities. Images that cannot be read are listed in its `skipped`.
+        """
+        found = open_images(images)
+        X, index, skipped = embed_readable(
+            self.encoder, found, batch_size=batch_size, num_workers=num_workers, progress=progress
+        )
+        with torch.inference_mode():
+            probabilities = self.head(torch.from_numpy(X).to(self.head.weight)).float().softmax(1).cpu().numpy()
+        return Predictions(found.subset(index), self.classes, probabilities, skipped)
+
+    def save_pretrained(
+        self, folder: str | Path, card: str | None = None, *, finetuning: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save config.json, model.safetensors and, if a card is given, README.md.
+
+        `sslzoo.load_model`, timm (`"local-dir:FOLDER"`) and transformers (`AutoModelForImageClassification`) read it.
+
+        Args:
+            folder: Made if it is not there. Other files in it stay.
+            card: Text of README.md.
+            finetuning: Settings and results, instead of those that the model has.
+        """
+        if finetuning is not None:
+            self.finetuning = dict(finetuning)
+        config, state = timm_layout.to_timm(self.encoder, self.head)
+        config["label_names"] = self.classes
+        config["sslzoo"] = {
+            "schema": weights.SCHEMA,
+            "task": TASK,
+            "named": self._classes is not None,
+            "encoder_id": self.encoder_id,
+            "encoder": self.encoder.config["sslzoo"],
+            "finetuning": self.finetuning,
+        }
+        weights.write_folder(Path(folder), config, state, card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: str | None = None,
+        private: bool = False,
+        message: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Push to a repository of the Hugging Face Hub and return the URL of the commit: see `Encoder.push_to_hub`.
+
+        Raises:
+            sslzoo.hub.HubError: It cannot be done; says why and what to do.
+        """
+        from sslzoo.publish import push_saved  # a classifier needs no card until it is shown to others
+
+        return push_saved(self.save_pretrained, repo_id, card=card, private=private, message=message, token=token)
+
+    def extra_repr(self) -> str:
+        """One line about the classifier, within PyTorch's own listing."""
+        return f"{self.num_classes} classes; {self.origin}"
+
+    @property
+    def origin(self) -> str:
+        """How many of the encoder's tensors came from where, in words."""
+        count = len(self.encoder.model.state_dict())
+        if self.encoder.config["sslzoo"].get("source") == "random":
+            return f"0 of {count} encoder tensors are pretrained: {self.encoder.arch} with random weights"
+        return f"{count} of {count} encoder tensors from {self.encoder_id or 'a pretrained ' + self.encoder.arch}"
+
+    # What finetune asks for: see the contract in heads/__init__.py
+
+    @property
+    def metric(self) -> str:
+        """What tells the best epoch; where classes are weighed, all count alike here too."""
+        return "accuracy" if self.class_weights is None else "balanced_accuracy"
+
+    def open_training(self, source: Any) -> ImageSet:
+        """Labelled images with a label of every class. Unnamed classes take their names from the images.
+
+        Raises:
+            ValueError: No labels, an empty class, or other classes than the model's.
+        """
+        images = _labelled(source, "training")
+        if self._classes is None and images.classes is not None:
+            if len(images.classes) != self.num_classes:
+                raise ValueError(
+                    f"The model has {self.num_classes} classes, the training images have {len(images.classes)}: "
+                    f"{_listed(images.classes)}. Make it with classes=[...] or that number."
+                )
+            self._classes = list(images.classes)
+        images = _relabelled(images, self.classes, "training")
+        check_every_class(images)
+        return images
+
+    def open_validation(self, source: Any) -> ImageSet:
+        """Labelled images of the model's classes; not every class needs one."""
+        return _relabelled(_labelled(source, "validation"), self.classes, "validation")
+
+    def split(self, images: ImageSet, fraction: float, seed: int) -> tuple[Labels, Labels]:
+        """Positions to train on and to validate on: the same fraction of every class."""
+        return stratified_split(np.array(self.classes)[images.labels], fraction, seed)
+
+    def weigh(self, images: ImageSet, class_weights: str | Sequence[float] | None) -> None:
+        """Set how much each class counts in the loss: None, "balanced" (by the inverse of its count) or K numbers."""
+        if class_weights is None:
+            self.class_weights = None
+            return
+        if isinstance(class_weights, str):
+            if class_weights != "balanced":
+                raise ValueError(f"class_weights are 'balanced' or one number a class, got {class_weights!r}.")
+            counts = _counts(images)
+            class_weights = (len(images) / (self.num_classes * np.maximum(counts, 1))).tolist()
+        values = torch.tensor(class_weights, dtype=torch.float32)
+        if values.shape != (self.num_classes,) or not (values.isfinite() & (values >= 0)).all() or values.sum() == 0:
+            raise ValueError(f"class_weights needs {self.num_classes} numbers of at least 0, got {class_weights}.")
+        self.class_weights = values.to(self.head.weight.device)
+
+    def samples(self, images: ImageSet, seed: int | None) -> "Samples":
+        """Random views to train on, or with seed None each image as `transform` has it."""
+        return Samples(images, self.encoder, seed)
+
+    def collate(self, samples: list[tuple[Tensor, int]]) -> dict[str, Tensor]:
+        """Images and labels -> arguments of `forward`."""
+        images = torch.stack([image for image, _ in samples])
+        if images.dtype == torch.uint8:  # views: normalised together, which takes a tenth of the time
+            cfg = self.encoder.config["pretrained_cfg"]
+            images = normalise(images, cfg["mean"], cfg["std"])
+        return {"pixel_values": images, "labels": torch.tensor([label for _, label in samples])}
+
+    def compute_metrics(self, prediction: Any) -> dict[str, float]:
+        """Accuracy, and its mean over the classes that the images have."""
+        targets = np.asarray(prediction.label_ids)
+        right = np.asarray(prediction.predictions).argmax(axis=1) == targets
+        by_class = [right[targets == label].mean() for label in np.unique(targets)]
+        return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(by_class))}
+
+
+class Samples(Dataset[tuple[Tensor, int]]):
+    """Images, (C, H, W), with their labels: normalised as the network takes them, or random views of them, uint8.
+
+    A view is drawn from random numbers seeded by (seed, epoch, position): views depend neither on workers nor on
+    processes, and a run that goes on sees what it would have seen.
+    """
+
+    def __init__(self, images: ImageSet, encoder: Encoder, seed: int | None) -> None:
+        self.images, self.seed, self.epoch = images, seed, 0
+        # not the encoder: workers need no copy of it
+        self.transform, self.view = encoder.transform, train_view(encoder.config)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        assert self.images.labels is not None
+        image, label = self.images[i], int(self.images.labels[i])
+        if self.seed is None:
+            return self.transform(image), label
+        return to_tensor(self.view(image, Random(f"{self.seed} {self.epoch} {i}"))), label
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the views of this epoch, 0 being the first."""
+        self.epoch = epoch
+
+
+def classifier(
+    encoder: Encoder | str | Path,
+    num_classes: int | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> Classifier:
+    """Put a classifier on an encoder. It starts at zero: every class is equally probable, and nothing is random.
+
+    Args:
+        encoder: Zoo id, model folder, or an `Encoder`, which then is part of the classifier and trained with it.
+        num_classes: How many classes; not needed with `classes`.
+        classes: Their names. Without them `finetune` takes the names that the training images have.
+        device: Where to put it.
+
+    Raises:
+        ValueError: Neither number nor names, fewer than two classes, a name given twice, or an architecture whose
+            classifier timm builds in another way.
+        sslzoo.zoo.UnknownModelError: No such encoder.
+        sslzoo.weights.WeightsError: Its files are damaged.
+    """
+    if num_classes is None and classes is None:
+        raise ValueError("Say how many classes there are, num_classes=3, or what they are called, classes=[...].")
+    k = len(classes or ()) if num_classes is None else num_classes
+    if k < 2:
+        raise ValueError(f"A classifier needs at least two classes, got {k}.")
+    name = None if isinstance(encoder, Encoder) else _id(encoder)
+    found = encoder if isinstance(encoder, Encoder) else encoders.load(encoder)
+    timm_layout.check(found, k)
+    head = nn.Linear(found.num_features, k)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return Classifier(found, head, classes, encoder_id=name).to(device)
+
+
+def build(encoder: Encoder | str | Path, source: Any) -> Classifier:
+    """Make a classifier for the classes of labelled images."""
+    images = _labelled(source, "training")
+    names = images.classes or [str(label) for label in range(int(images.labels.max()) + 1)]  # type: ignore[union-attr]
+    return classifier(encoder, classes=names)
+
+
+def load(folder: Path, *, device: torch.device | str = "cpu") -> Classifier:
+    """Load a saved classifier: see `sslzoo.load_model`."""
+    config = weights.read_model_config(folder)
+    state = weights.read_state(folder, timm_layout.timm_network(config).state_dict())
+    block, names = config["sslzoo"], config.get("label_names")
+    config = {key: value for key, value in config.items() if key != "label_names"} | {"sslzoo": block["encoder"]}
+    encoder, head = timm_layout.from_timm(config, state)
+    known = {"encoder_id": block.get("encoder_id"), "finetuning": copy.deepcopy(block.get("finetuning"))}
+    return Classifier(encoder, head, names if block.get("named", True) else None, **known).to(device)
+
+
+def check_every_class(images: ImageSet) -> None:
+    """Raise a ValueError if some class has no image."""
+    missing = [name for name, count in zip(images.classes or (), _counts(images), strict=True) if count == 0]
+    if missing:
+        raise ValueError(f"No training images of {_listed(missing)}. Add some, or leave the class out of the model.")
+
+
+def _counts(images: ImageSet) -> Labels:
+    assert images.labels is not None
+    return np.bincount(images.labels, minlength=len(images.classes or ()))
+
+
+def _id(name_or_folder: str | Path) -> str:
+    """Full name of an encoder: aliases may come to point at other weights."""
+    try:
+        return zoo.info(str(name_or_folder)).id
+    except zoo.UnknownModelError:
+        return Path(name_or_folder).name if Path(name_or_folder).is_dir() else str(name_or_folder)
+
+
+def _checked(classes: Sequence[str], num_classes: int) -> list[str]:
+    names = [str(name) for name in classes]
+    if len(names) != num_classes:
+        raise ValueError(f"{num_classes} classes need {num_classes} names, got {len(names)}.")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Class names must differ, these come twice: {_listed(twice)}.")
+    return names
+
+
+def _labelled(source: Any, part: str) -> ImageSet:
+    """Open labelled images of at least two classes, none of them an empty folder."""
+    images = open_images(source)
+    where = f" in {images.root}" if images.root else ""
+    if images.labels is None:
+        raise ValueError(
+            f"The {part} images{where} have no labels. Needed is a folder with a sub-folder for every class, a .csv "
+            "file of path and label, an .npz file with 'images' and 'labels', or a data set with a label column."
+        )
+    if images.empty:
+        raise ValueError(f"No images{where} for {_listed(images.empty)}. Put images there, or remove the folder.")
+    if part == "training" and len(np.unique(images.labels)) < 2:
+        only = images.classes[images.labels[0]] if images.classes else images.labels[0]
+        raise ValueError(f"All {len(images):,} training images{where} are of one class, {only}. Two are needed.")
+    return images
+
+
+def _relabelled(images: ImageSet, classes: list[str], part: str) -> ImageSet:
+    """Number the labels as the model does, by name if the images' classes have names."""
+    assert images.labels is not None
+    used = np.unique(images.labels).tolist()
+    name_of = {label: images.classes[label] if images.classes else str(label) for label in used}
+    known = classes if images.classes else [str(i) for i in range(len(classes))]
+    if strange := [name for name in name_of.values() if name not in known]:
+        raise ValueError(f"The {part} images have labels {_listed(strange)}; the model's classes are {_listed(known)}.")
+    number_of = {label: known.index(name) for label, name in name_of.items()}
+    part_of = images.subset(range(len(images)))
+    part_of.labels = np.array([number_of[label] for label in images.labels.tolist()], dtype=np.int64)
+    part_of.classes = classes
+    return part_of
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more

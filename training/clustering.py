@@ -1,0 +1,224 @@
+"""Clusters of the whole data set, found where its features are: every process works through its own rows in blocks.
+
+What is exchanged is as large as the clusters, not as the data set, so neither a memory nor a process needs all rows,
+and several processes find what one would. Rows may lie on another device than `device` or in a memory-mapped file.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.distributed
+from sklearn.metrics import normalized_mutual_info_score
+from torch import Tensor
+from torch.nn.functional import normalize
+
+BLOCK = 2**20  # numbers of a block: 8 MB in float64
+# entropy / log K (1: clusters of one size), clusters without images, images in the largest / images in the mean one,
+# normalised mutual information with the assignment before (1: nothing changed but names)
+FIGURES = ("entropy", "empty", "largest", "nmi")
+
+
+def sinkhorn(
+    scores: Tensor, images: int, device: torch.device, *, tolerance: float = 1e-3, max_iterations: int = 1000
+) -> Tensor:
+    """Cluster weights of the balanced assignment nearest to softmax(scores), by Sinkhorn-Knopp (Cuturi 2013).
+
+    The plan is Q_ij = a_i exp(s_ji) b_j, with a (K,), b (N,) such that every cluster i has the mass 1 / K and every
+    image j the mass 1 / N. In the logarithm, where nothing underflows, one round is a softmax: log a_i + s_ji
+    normalised over i is N Q with exact images, and log a_i then falls by the logarithm of what cluster i has too much.
+    Constants added to an image's scores make no difference.
+
+    Args:
+        scores: (n, K) this process's rows; for the paper's P^lambda (Asano et al. 2020, Eq. 7), lambda log P.
+        images: N, of all processes.
+        device: Where to compute, in float64.
+        tolerance: Stop when the masses of the clusters are wrong by this much in total, of 1.
+        max_iterations: Stop at the latest.
+
+    Returns:
+        (K,) float64: log a. Q of an image is softmax(s + log a) / N.
+    """
+    clusters = scores.shape[1]
+    log_a = torch.zeros(clusters, dtype=torch.float64, device=device)
+    for _ in range(max_iterations):
+        mass = torch.zeros_like(log_a)
+        for block in _blocks(scores, clusters, device):
+            mass += (block.double() + log_a).softmax(1).sum(0)
+        mass = all_sum(mass) / images
+        if float((mass - 1 / clusters).abs().sum()) <= tolerance:
+            break
+        # a cluster out of everyone's reach has a mass that underflows: it comes nearer by e^700 a round
+        log_a -= (clusters * mass.clamp_min(torch.finfo(mass.dtype).tiny)).log()
+    return log_a
+
+
+def best_clusters(scores: Tensor, log_a: Tensor) -> Tensor:
+    """(n,) argmax over clusters of scores (n, K) + log_a (K,), on the device of `log_a`."""
+    return torch.cat([(block + log_a).argmax(1) for block in _blocks(scores, len(log_a), log_a.device)])
+
+
+def whiten_(features: Tensor, dim: int, images: int, device: torch.device) -> Tensor:
+    """PCA-whitened and then l2-normalised features, written over the first columns of `features`.
+
+    Args:
+        features: (n, D) this process's rows; overwritten.
+        dim: Largest number of principal components to keep.
+        images: N, of all processes.
+        device: Where to compute.
+
+    Returns:
+        (n, min(dim, D)): of unit length.
+    """
+    columns = features.shape[1]
+    mean = torch.zeros(columns, dtype=torch.float64, device=device)
+    for block in _blocks(features, columns, device):
+        mean += block.double().sum(0)
+    mean = all_sum(mean) / images
+    covariance = torch.zeros(columns, columns, dtype=torch.float64, device=device)
+    for block in _blocks(features, columns, device):
+        centred = block.double() - mean
+        covariance += centred.T @ centred
+    project = from_first(_whitening(all_sum(covariance) / images, dim))  # (D, d)
+    white = features[:, : project.shape[1]]
+    size = max(1, BLOCK // columns)
+    for source, target in zip(torch.split(features, size), torch.split(white, size), strict=True):
+        target.copy_(normalize((source.to(device).double() - mean) @ project))
+    return white
+
+
+def _whitening(covariance: Tensor, dim: int) -> Tensor:
+    """(D, d): the first principal directions, each over the standard deviation along it."""
+    variance, directions = torch.linalg.eigh(covariance)  # ascending
+    variance, directions = variance.flip(0)[:dim], directions.flip(1)[:, :dim]
+    # a dead direction has no spread to be made 1: the floor leaves it near 0 instead of blowing up its rounding errors
+    floor = torch.finfo(torch.float32).eps * variance[0].clamp_min(torch.finfo(variance.dtype).tiny)
+    return directions * variance.clamp_min(floor).rsqrt()
+
+
+def kmeans(
+    points: Tensor, index: Tensor, clusters: int, images: int, device: torch.device, generator: torch.Generator,
+    *, iterations: int = 20,
+) -> tuple[Tensor, float]:  # fmt: skip
+    """Lloyd's algorithm from random images, as faiss does it: an empty cluster takes over half of a large one.
+
+    Args:
+        points: (n, d) this process's rows.
+        index: (n,) their positions in the data set.
+        clusters: K, at most N.
+        images: N, of all processes.
+        device: Where to compute.
+        generator: On the CPU, in the same state in all processes.
+        iterations: Updates of the centroids.
+
+    Returns:
+        (n,) the nearest centroid of each row; and the mean squared distance to it, over all processes.
+    """
+    centroids = _rows_at(torch.randperm(images, generator=generator)[:clusters], points, index, images, device)
+    for _ in range(iterations):
+        _, _, sums, sizes = _assign(points, centroids)
+        means = (sums / sizes[:, None].clamp_min(1)).to(centroids.dtype)
+        centroids = _split_largest(torch.where(sizes[:, None] > 0, means, centroids), sizes)
+    labels, distance, _, _ = _assign(points, centroids)
+    return labels, float(distance) / images
+
+
+def _rows_at(chosen: Tensor, points: Tensor, index: Tensor, images: int, device: torch.device) -> Tensor:
+    """(K, d) the rows of the chosen positions, which lie in different processes."""
+    slot = torch.full((images,), -1).index_copy_(0, chosen, torch.arange(len(chosen)))[index]
+    rows = torch.zeros(len(chosen), points.shape[1], device=device)
+    here = (slot >= 0).nonzero().squeeze(1)
+    rows[slot[here].to(device)] = points[here.to(points.device)].to(device)
+    return all_sum(rows)
+
+
+def _assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Nearest centroid of each row (n,); of all processes: sum of squared distances, sums (K, d) and sizes (K,)."""
+    labels = []
+    half_norms = centroids.square().sum(1) / 2
+    distance = torch.zeros((), dtype=torch.float64, device=centroids.device)
+    sums, sizes = torch.zeros_like(centroids, dtype=torch.float64), torch.zeros_like(half_norms, dtype=torch.float64)
+    for block in _blocks(points, max(centroids.shape), centroids.device):
+        nearness, nearest = (block @ centroids.T - half_norms).max(1)  # (|x|^2 - |x - c|^2) / 2
+        distance += (block.square().sum(1) - 2 * nearness).double().sum()
+        sums.index_add_(0, nearest, block.double())
+        sizes += nearest.bincount(minlength=len(centroids))
+        labels.append(nearest)
+    nearest = torch.cat(labels) if labels else torch.empty(0, dtype=torch.int64, device=centroids.device)
+    return nearest, all_sum(distance), all_sum(sums), all_sum(sizes)
+
+
+def _split_largest(centroids: Tensor, sizes: Tensor) -> Tensor:
+    """Move each centroid without points next to one of the largest clusters, so that they share its points."""
+    empty = (sizes == 0).nonzero().squeeze(1)
+    empty = empty[: int((sizes > 1).sum())]
+    large = sizes.topk(len(empty)).indices
+    nudge = torch.ones_like(centroids[0])
+    nudge[1::2] = -1
+    moved = centroids.clone()
+    moved[empty], moved[large] = centroids[large] * (1 + nudge / 1024), centroids[large] * (1 - nudge / 1024)
+    return moved
+
+
+def by_position(labels: Tensor, index: Tensor, images: int) -> Tensor:
+    """(N,) int64, in every process: the labels (n,) of all processes at their positions (n,) in the data set."""
+    everywhere = torch.zeros(images, dtype=torch.int64, device=labels.device)
+    everywhere[index.to(labels.device)] = labels
+    return all_sum(everywhere)
+
+
+def uniform_order(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) positions in random order, equally many (but for a few) from every cluster that has images.
+
+    An image comes twice only where its cluster has too few.
+
+    Args:
+        labels: (N,) cluster of each image, on the CPU.
+        count: How many.
+        generator: On the CPU.
+    """
+    mixed = torch.randperm(len(labels), generator=generator)
+    members = mixed[labels[mixed].argsort(stable=True)]  # cluster by cluster, each in random order
+    sizes = labels.bincount()
+    sizes = sizes[sizes > 0]
+    each = count // len(sizes) + 1
+    again = (torch.rand(len(sizes), each, generator=generator, dtype=torch.float64) * sizes[:, None]).long()
+    place = torch.where(sizes[:, None] >= each, torch.arange(each), again)  # (clusters, each)
+    drawn = members[(place + (sizes.cumsum(0) - sizes)[:, None]).flatten()]
+    return drawn[torch.randperm(len(drawn), generator=generator)[:count]]
+
+
+def cluster_figures(labels: Tensor, previous: Tensor, clusters: int) -> Tensor:
+    """(4,) numbers on an assignment, named in `FIGURES`.
+
+    Args:
+        labels: (N,).
+        previous: (N,) of the assignment before.
+        clusters: K.
+    """
+    sizes = labels.bincount(minlength=clusters).double()
+    share = sizes / sizes.sum()
+    entropy = -torch.xlogy(share, share).sum() / math.log(clusters)
+    nmi = normalized_mutual_info_score(previous.cpu().numpy(), labels.cpu().numpy())
+    return torch.tensor([entropy, (sizes == 0).sum(), sizes.max() / sizes.mean(), nmi], dtype=torch.float32)
+
+
+def _blocks(rows: Tensor, columns: int, device: torch.device) -> Iterator[Tensor]:
+    """Some rows at a time, on the device: as many as make `BLOCK` numbers with that many columns."""
+    for block in torch.split(rows, max(1, BLOCK // columns)):
+        yield block.to(device, non_blocking=True)
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """The sum of what all processes have; written over `x` where there are several."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(x)
+    return x
+
+
+def from_first(x: Tensor) -> Tensor:
+    """What the first process has, in all of them: eigenvectors may come out with another sign elsewhere."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        x = x.contiguous()
+        torch.distributed.broadcast(x, 0)
+    return x
