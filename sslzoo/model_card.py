@@ -103,11 +103,15 @@ def _measured(config: Config) -> str:
     metrics = run.get("metrics")
     if not metrics:
         return "Not measured: there were no validation images."
-    lines = "\n".join(f"| {key.replace('_', ' ')} | {value:.1%} |".replace("%", " %") for key, value in metrics.items())
+    lines = "\n".join(f"| {key.replace('_', ' ')} | {_figure(key, value)} |" for key, value in metrics.items())
     return (
         f"| validation, {count(run.get('n_val'))} images | |\n| --- | ---: |\n{lines}\n\n"
         f"Of epoch {run.get('best_epoch')}, which these images chose: on other images expect a little less."
     )
+
+
+def _figure(metric: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if metric.endswith("accuracy") else f"{value:.3f}"
 
 
 def _limits(config: Config) -> str:
@@ -161,6 +165,7 @@ def _metadata(name: str, config: Config) -> str:
                 metric_value=round(float(value), 4),
             )
             for key, value in metrics.items()
+            if key != "loss"  # leader boards compare the others
         ]
         or None,
     ).to_yaml()

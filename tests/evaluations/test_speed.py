@@ -176,6 +176,7 @@ def test_embedding_contenders_must_give_the_same(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_embed_end_to_end(capsys):
     assert embed.main(["--repeats", "1", "--images", "8", "--batch-size", "4"]) == 0
     output = capsys.readouterr().out

@@ -17,7 +17,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 FINETUNING = {
     "epochs": 12, "steps": None, "batch_size": 32, "lr": 5e-4, "weight_decay": 0.05, "layer_decay": 0.8,
     "freeze_encoder": False, "class_weights": None, "val_fraction": 0.2, "seed": 3, "bf16": False, "data": "pets",
-    "n_train": 1200, "n_val": 300, "metrics": {"accuracy": 0.9125, "balanced_accuracy": 0.9},
+    "n_train": 1200, "n_val": 300, "metrics": {"loss": 0.31, "accuracy": 0.9125, "balanced_accuracy": 0.9},
     "best_epoch": 7, "validation": "300 of the 1,500 images",
 }  # fmt: skip
 
@@ -53,7 +53,7 @@ def test_it_tells_what_was_recorded(config):
     for part in (
         "2 classes", f"`{PARENT}` (resnet18quarter, pretrained by byol on CIFAR-10), fine-tuned as a whole",
         "`cat`, `dog`.", "pets, 1 200 images with labels", "| seed | 3 |", "| accuracy | 91.2 % |", "Of epoch 7",
-        "apache-2.0", "@misc{", "validation, 300 images",
+        "| loss | 0.310 |", "apache-2.0", "@misc{", "validation, 300 images",
     ):  # fmt: skip
         assert part in text, part
     assert "None" not in re.sub("```.*?```", "", text, flags=re.DOTALL)

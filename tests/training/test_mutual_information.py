@@ -263,6 +263,8 @@ def test_halves_are_the_image() -> None:
 def test_the_loss_is_minus_the_estimate_of_the_halves(estimator: str, shared: bool, images: Tensor) -> None:
     method = MutualInformation(thin_encoder(), estimator=estimator, shared=shared).train()
     other: Any = method.encoder if shared else method.other_encoder
+    one, critic = (sum(p.numel() for p in part.parameters()) for part in (method.encoder, method.critic))
+    assert sum(p.numel() for p in method.parameters()) == (1 if shared else 2) * one + critic
     if not shared:
         other.conv1[0].weight.data.mul_(-1)  # g2 is not g1
     x, y = method.encoder(images[:, :, :16]), other(images[:, :, 16:])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sslzoo_training import queue
+from sslzoo_training.method import find_method
 from sslzoo_training.queue import Entry, QueueError, choose, claimed, is_finished, read_queue, run_queue, state
 from sslzoo_training.recipe import make_plan
 
@@ -24,7 +25,8 @@ def test_every_entry_of_the_table_has_a_plan_that_its_id_tells(entry: Entry, dev
     if not entry.recipe(device):
         pytest.skip(f"{entry.id} is not trained on {device}")
     plan = make_plan(entry.method, entry.recipe(device), entry.settings)
-    assert entry.id.split("-")[1:] == [plan.settings.arch, entry.data.split("/")[0]]
+    name = find_method(entry.method).published_as(plan.method_settings)
+    assert entry.id == f"{name}-{plan.settings.arch}-{entry.data.split('/')[0]}"
 
 
 def test_the_queue_trains_in_order_and_skips_what_is_finished(photo_folder: Path, tmp_path: Path) -> None:
