@@ -14,7 +14,7 @@ from sslzoo import weights, zoo
 from sslzoo.card import render_card, results_table
 
 from . import low_shot
-from .results import PACKAGED, Result, latest, read
+from .results import PACKAGED, SEES_LIGHTNESS, Result, latest, read
 
 CHECKOUT = Path(__file__).parents[1]
 MARKS = "<!-- {}:begin -->", "<!-- {}:end -->"  # of a table in the README
@@ -105,7 +105,8 @@ def current(results: Sequence[Result], models: Sequence[zoo.ModelInfo]) -> list[
 def beside(info: zoo.ModelInfo, results: Sequence[Result]) -> list[Result]:
     """Results of one model and, on the same data, of its network with random weights and of raw pixels."""
     data = {row.data for row in results if row.model == info.id}
-    compared = (info.id, f"random:{info.arch}@{info.input_size[1]}", "pixels")
+    kind = SEES_LIGHTNESS if info.input_size[0] == 1 else ""
+    compared = (info.id, f"random:{info.arch}{kind}@{info.input_size[1]}", "pixels")
     return [row for row in results if row.model in compared and row.data in data]
 
 

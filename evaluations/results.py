@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 PACKAGED = Path(__file__).with_name("results.csv")
+SEES_LIGHTNESS = "-lightness"  # after the architecture of random weights whose network sees only L of Lab
 
 
 class ResultsError(ValueError):

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from sslzoo import weights, zoo
 from sslzoo.data import ImageSet
 from sslzoo.encoder import Encoder, create, load
-from sslzoo.transforms import MODES, RandomCrop, normalise, to_tensor
+from sslzoo.transforms import RandomCrop, conversion, normalise, to_tensor
+from sslzoo.weights import sees_lightness
+
+from .results import SEES_LIGHTNESS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -51,7 +54,8 @@ def open_subject(model: str, seed: int, images: ImageSet) -> Subject:
     """Find what the user wants evaluated.
 
     Args:
-        model: Zoo id or alias, folder of a run, "random:ID", "random:ARCH" or "random:ARCH@SIZE", or "pixels".
+        model: Zoo id or alias, folder of a run, "random:ID", "random:ARCH" or "random:ARCH@SIZE" (ARCH may end in
+            "-lightness": a network that sees only that), or "pixels".
         seed: Of random weights.
         images: The training images: "pixels" takes its size from them.
 
@@ -66,7 +70,8 @@ def open_subject(model: str, seed: int, images: ImageSet) -> Subject:
         encoder = _random(model.removeprefix("random:"), seed)
         state = {key: value.contiguous() for key, value in encoder.model.state_dict().items()}
         digest = sha256(safetensors.torch.save(state)).hexdigest()
-        return _subject(f"random:{encoder.arch}@{encoder.input_size[1]}", digest, encoder)
+        kind = SEES_LIGHTNESS if sees_lightness(encoder.config) else ""
+        return _subject(f"random:{encoder.arch}{kind}@{encoder.input_size[1]}", digest, encoder)
     folder = weights.locate(model)
     encoder = load(folder)
     block = encoder.config.get("sslzoo") or {}
@@ -81,21 +86,21 @@ def _random(name: str, seed: int) -> Encoder:
         row = zoo.info(name)
     except zoo.UnknownModelError:
         arch, _, size = name.partition("@")
+        plain = arch.removesuffix(SEES_LIGHTNESS)
         if size and not size.isdigit():
             raise EvaluationError(
                 f"random:{name}: the size after @ must be a number of pixels, got {size!r}."
             ) from None
         try:
-            return create(arch, seed=seed, image_size=int(size) if size else None)
+            return create(plain, seed=seed, image_size=int(size) if size else None, lightness=plain != arch)
         except ValueError as error:
             raise EvaluationError(f"random:{name}: {error}") from error
-    return create(row.arch, seed=seed, image_size=row.input_size[1])
+    return create(row.arch, seed=seed, image_size=row.input_size[1], lightness=row.input_size[0] == 1)
 
 
 def _subject(name: str, digest: str, encoder: Encoder) -> Subject:
     cfg = encoder.config["pretrained_cfg"]
-    channels, height, width = encoder.input_size
-    view = RandomCrop((height, width), MODES[channels])
+    view = RandomCrop(encoder.input_size[1:], conversion(encoder.config))
     return Subject(name, digest, encoder, encoder.transform, view, tuple(cfg["mean"]), tuple(cfg["std"]), sys.maxsize)
 
 

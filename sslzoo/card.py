@@ -113,6 +113,17 @@ def data_title(data: str) -> str:
     return _DATA[data].title if data in _DATA else data
 
 
+def trained_on(recipe: Row, data: str) -> str:
+    """What the images of a run are, in words.
+
+    Args:
+        recipe: All settings of the run.
+        data: Name of the data set.
+    """
+    title = data_title(data)
+    return f"random crops of one photograph ({title})" if recipe.get("single_image") else title
+
+
 def _rank(model: str, rows: Sequence[Row], protocols: Sequence[str]) -> tuple[Any, ...]:
     means = (mean(_values(rows, model, p) or [0.0]) for p in protocols)
     return (*(-value for value in means), model)
@@ -147,7 +158,7 @@ def _introduction(config: Row, info: ModelInfo | None) -> str:
         origin = info.summary
     elif recipe:
         origin = (
-            f"Pretrained by {block['method']}, without labels, on {data_title(block['dataset'])} for "
+            f"Pretrained by {block['method']}, without labels, on {trained_on(recipe, block['dataset'])} for "
             f"{recipe['epochs']} epochs."
         )
     else:
@@ -175,7 +186,7 @@ def _training(config: Row, info: ModelInfo | None) -> str:
         return "`config.json` says nothing of it."
     facts = {
         "method": f"{block['method']}{_paper_link(block.get('paper'))}",
-        "data": f"{data_title(block['dataset'])}, {count(run.get('images'))} images, no labels",
+        "data": f"{trained_on(recipe, block['dataset'])}, {count(run.get('images'))} images, no labels",
         "schedule": f"{recipe['epochs']} epochs, {count(run.get('steps'))} steps of {recipe['batch_size']} images",
         "recipe": _recipe(recipe),
         "seed": recipe["seed"],

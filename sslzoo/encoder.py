@@ -90,7 +90,7 @@ class Encoder(nn.Module):
     @property
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """PIL image -> normalised float32 tensor (C, H, W). Can be pickled."""
-        return eval_transform(self.config["pretrained_cfg"])
+        return eval_transform(self.config)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images.
@@ -263,7 +263,9 @@ def load(name_or_folder: str | Path, *, revision: str | None = None, device: tor
     return Encoder(network, config).to(device)
 
 
-def create(arch: str, *, seed: int | None = None, image_size: int | None = None, **model_args: Any) -> Encoder:
+def create(
+    arch: str, *, seed: int | None = None, image_size: int | None = None, lightness: bool = False, **model_args: Any
+) -> Encoder:
     """Create an encoder with random weights, in eval mode.
 
     Args:
@@ -271,6 +273,7 @@ def create(arch: str, *, seed: int | None = None, image_size: int | None = None,
             channels and a thin deep stem (0.70 M parameters), or one of `sslzoo.mnist_networks`.
         seed: Gives the same weights again, and leaves torch's own random state alone. None draws from that state.
         image_size: Side in pixels of what `encoder.transform` returns; None takes timm's for this architecture.
+        lightness: One channel in, the lightness L of Lab, which `encoder.transform` makes of every image.
         model_args: More arguments of the timm network, such as `in_chans=1`.
 
     Raises:
@@ -279,8 +282,13 @@ def create(arch: str, *, seed: int | None = None, image_size: int | None = None,
     if "img_size" in model_args:
         raise ValueError("img_size is timm's word for what is image_size here: pass image_size, it sets both.")
     name, defaults = architecture(arch)
-    args = {**defaults, **model_args}
+    args = {**defaults, **model_args, **({"in_chans": 1} if lightness else {})}
     pretrained_cfg = _pretrained_cfg(name, args, image_size)
+    if lightness:
+        pretrained_cfg |= {
+            "mean": [0.5],
+            "std": [0.25],
+        }  # of L / 100: L - 50, as colorization has it, to about unit size
     if pretrained_cfg["fixed_input_size"]:
         args.setdefault("img_size", pretrained_cfg["input_size"][-1])  # transformers reads it nowhere else
     network = build_network(name, pretrained_cfg, args, seed)
@@ -297,6 +305,7 @@ def create(arch: str, *, seed: int | None = None, image_size: int | None = None,
             "recipe": {},
             "metrics": {},
             "source": "random",
+            **({"input": weights.LIGHTNESS} if lightness else {}),
         },
     }
     return Encoder(network, config)

@@ -9,11 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sslzoo.weights import sees_lightness
+
 # Networks whose key names are torchvision's; variants with model_args and deep stems have no twin there.
 _TORCHVISION_RESNETS = frozenset(
     ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"]
 )
 _TORCHVISION_VGGS = frozenset(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn"))
+_LIGHTNESS = (
+    "from sslzoo.lab import lightness_image\n\n"
+    "# the network sees L of CIE Lab in one channel; other libraries would take Pillow's grey, or fail on colours\n"
+    "image = lightness_image(image)"
+)
 _PYRAMIDS = ("resnet", "resnext", "wide_resnet", "convnext", "vgg")  # maps of strides 2 or 4, 8, 16, 32
 
 
@@ -69,7 +76,11 @@ def encoder_snippets(config: Mapping[str, Any], place: Place) -> list[str]:
         known = "import sslzoo.mnist_networks  # timm learns of this network"
         return [code for code in (_sslzoo(config, place), place.folder, f"{known}\n{_timm(config, place)}") if code]
     snippets = [_sslzoo(config, place), place.folder, _timm(config, place), _transformers(config, place)]
-    snippets += [_pipeline(config, place), _torchvision(config, place), _smp(config, place)]
+    if sees_lightness(config):
+        snippets[1:1] = [_LIGHTNESS]
+    else:
+        snippets += [_pipeline(config, place)]
+    snippets += [_torchvision(config, place), _smp(config, place)]
     return [code for code in snippets if code]
 
 
@@ -176,7 +187,8 @@ def _smp(config: Mapping[str, Any], place: Place) -> str | None:
     arch = config["architecture"]
     if not arch.startswith(_PYRAMIDS):
         return None
-    arguments = "".join(f"    {key}={_python(value)},\n" for key, value in config["model_args"].items())
+    args = {"in_channels" if key == "in_chans" else key: value for key, value in config["model_args"].items()}
+    arguments = "".join(f"    {key}={_python(value)},\n" for key, value in args.items())
     return (
         f"import segmentation_models_pytorch as smp\n{place.imports}\n"
         f'model = smp.Unet(\n    "tu-{arch}",\n    encoder_weights=True,\n'

@@ -14,6 +14,9 @@ from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms import Compose
 
+from sslzoo.lab import lightness, lightness_image
+from sslzoo.weights import sees_lightness
+
 MODES = {1: "L", 3: "RGB"}  # by number of channels
 # Of a training crop, as a part of the image: half of each side at the least, so that its subject mostly stays in.
 CROP_AREA = (0.25, 1.0)
@@ -30,15 +33,33 @@ class ConvertMode:
         return image if image.mode == self.mode else image.convert(self.mode)
 
 
-def eval_transform(pretrained_cfg: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
+TO_RGB = ConvertMode("RGB")
+
+
+def conversion(config: Mapping[str, Any]) -> Callable[[Image.Image], Image.Image]:
+    """Return what brings a PIL image of any mode to the channels that an encoder sees. It can be pickled.
+
+    Networks of one channel see the lightness L of Lab if their config says so, else Pillow's grey.
+
+    Args:
+        config: The encoder's config.json.
+
+    Raises:
+        ValueError: `input_size` has neither 1 nor 3 channels.
+    """
+    channels = _settings(config)["input_size"][0]
+    return lightness_image if sees_lightness(config) else ConvertMode(MODES[channels])
+
+
+def eval_transform(config: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
     """Build the evaluation transform of an encoder: convert, resize, crop, scale to [0, 1], normalise.
 
     It is timm's own transform for these settings (so that every library that reads the same config.json sees
-    the same pixels), after a conversion to the number of channels the network has. It can be pickled.
+    the same pixels), after a conversion to the channels that the network sees. It can be pickled.
 
     Args:
-        pretrained_cfg: timm's settings: `input_size` (C, H, W), `interpolation`, `crop_pct`, `crop_mode`, `mean`,
-            `std`.
+        config: The encoder's config.json: timm's settings in `pretrained_cfg` (`input_size` (C, H, W),
+            `interpolation`, `crop_pct`, `crop_mode`, `mean`, `std`), and our own block.
 
     Returns:
         A callable: PIL image of any mode and size -> float32 tensor (C, H, W).
@@ -46,23 +67,22 @@ def eval_transform(pretrained_cfg: Mapping[str, Any]) -> Callable[[Image.Image],
     Raises:
         ValueError: `input_size` has neither 1 nor 3 channels.
     """
-    settings = _settings(pretrained_cfg)
-    mode = ConvertMode(MODES[settings["input_size"][0]])
-    return Compose([mode, *create_transform(**settings).transforms])
+    return Compose([conversion(config), *create_transform(**_settings(config)).transforms])
 
 
-def train_view(pretrained_cfg: Mapping[str, Any]) -> "RandomCrop":
+def train_view(config: Mapping[str, Any]) -> "RandomCrop":
     """Build the random views that an encoder is fine-tuned on.
 
     Args:
-        pretrained_cfg: See `eval_transform`.
+        config: The encoder's config.json.
 
     Raises:
         ValueError: `input_size` has neither 1 nor 3 channels.
     """
-    settings = _settings(pretrained_cfg)
-    channels, height, width = settings["input_size"]
-    return RandomCrop((height, width), MODES[channels], CROP_AREA, str_to_pil_interp(settings["interpolation"]))
+    settings = _settings(config)
+    return RandomCrop(
+        settings["input_size"][1:], conversion(config), CROP_AREA, str_to_pil_interp(settings["interpolation"])
+    )
 
 
 @dataclass(frozen=True)
@@ -73,13 +93,13 @@ class RandomCrop:
 
     Attributes:
         size: (height, width) of the view, pixels.
-        mode: Pillow's mode, "RGB" or "L".
+        convert: What brings an image to the channels that are wanted.
         area: Least and greatest part of the image's area.
         interpolation: Pillow's.
     """
 
     size: tuple[int, int]
-    mode: str = "RGB"
+    convert: Callable[[Image.Image], Image.Image] = TO_RGB
     area: tuple[float, float] = (0.08, 1.0)
     interpolation: Image.Resampling = Image.Resampling.BICUBIC
 
@@ -87,7 +107,7 @@ class RandomCrop:
         """A view of `image`, drawn from `random`."""
         left, top, width, height = self.box(image.width, image.height, random)
         box = (left, top, left + width, top + height)
-        view = image.convert(self.mode).resize(self.size[::-1], self.interpolation, box=box)
+        view = self.convert(image).resize(self.size[::-1], self.interpolation, box=box)
         return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else view
 
     def box(self, width: int, height: int, random: Random) -> tuple[int, int, int, int]:
@@ -115,8 +135,21 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     ).view(shape)
 
 
-def _settings(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    settings: dict[str, Any] = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
+def prepare(images: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """What `eval_transform` ends with, on a batch: (B, 3, H, W) sRGB in [0, 1] -> (B, C, H, W) as an encoder takes it.
+
+    Args:
+        images: Of the size that the network shall see.
+        config: The encoder's config.json.
+    """
+    if sees_lightness(config):
+        images = lightness(images) / 100
+    mean, std = (torch.tensor(config["pretrained_cfg"][key]).view(-1, 1, 1).to(images) for key in ("mean", "std"))
+    return (images - mean) / std
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = resolve_data_config(pretrained_cfg=dict(config["pretrained_cfg"]))
     if settings["input_size"][0] not in MODES:
         raise ValueError(f"Images have 1 or 3 channels here, input_size {settings['input_size']} asks for another.")
     return settings

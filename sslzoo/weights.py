@@ -20,6 +20,7 @@ from sslzoo import hub, zoo
 
 CONFIG, WEIGHTS, CARD = hub.FILES
 SCHEMA = 1
+LIGHTNESS = "lab-l"  # "input" in the block "sslzoo": the network sees the lightness L of CIE Lab, in one channel
 BUNDLED = Path(__file__).with_name("bundled")
 
 
@@ -103,6 +104,11 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sees_lightness(config: Mapping[str, Any]) -> bool:
+    """Whether the encoder with this config.json sees the lightness L of Lab instead of colours."""
+    return (config.get("sslzoo") or {}).get("input") == LIGHTNESS
 
 
 def read_config(folder: Path) -> dict[str, Any]:

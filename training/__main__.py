@@ -22,7 +22,9 @@ def pretrain(
     settings: Annotated[
         list[str] | None, typer.Argument(help="key=value: any setting of the recipe or the method.")
     ] = None,
-    data: Annotated[str, typer.Option(help="Folder of images, .npy or .npz array, or saved HF data set.")] = ...,  # type: ignore[assignment]
+    data: Annotated[
+        str, typer.Option(help="Folder of images, .npy or .npz array, saved HF data set, or a photo.")
+    ] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = ...,  # type: ignore[assignment]
     recipe: Annotated[str, typer.Option(help="Recipe of the package, or a TOML file.")] = "imagenet",
     arch: Annotated[str | None, typer.Option(help="timm architecture, or resnet18quarter.")] = None,
@@ -30,6 +32,9 @@ def pretrain(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step, over all processes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    single_image: Annotated[
+        bool, typer.Option("--single-image", help="DATA is one photograph: train on random crops of it.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint, if any.")] = False,
     time_limit: Annotated[str | None, typer.Option(help="Save and stop after, for example, 9m, 1h30m or 45s.")] = None,
     monitor: Annotated[Path | None, typer.Option(help="Labelled folder for kNN while training.")] = None,
@@ -42,6 +47,8 @@ def pretrain(
 
     named = {"arch": arch, "image_size": image_size, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     overrides = parse_overrides(settings or []) | {k: v for k, v in named.items() if v is not None}
+    if single_image:
+        overrides["single_image"] = True
     outcome = run(
         method, data, out, recipe=recipe, resume=resume, monitor=monitor, device=device, tensorboard=tensorboard,
         time_limit=None if time_limit is None else parse_duration(time_limit), **overrides,

@@ -21,6 +21,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from sslzoo.data import ImageSet
 from sslzoo.encoder import create
 from sslzoo.provenance import run_facts
 
@@ -31,6 +32,7 @@ from .method import Method, find_method
 from .publish import write_run
 from .recipe import Plan, RecipeError, Settings, make_plan
 from .seeding import ORDER, generator_of, seed_of
+from .single_image import open_crops
 from .small_maps import speed_up_small_maps
 from .source import Batch, Source, open_source
 from .sweep import Sweeps, own_view
@@ -78,7 +80,8 @@ def pretrain(
 
     Args:
         method: Name of a method: a file of `methods/`.
-        data: Folder of images (flat or nested), `.npy` / `.npz` array, or a saved Hugging Face data set.
+        data: Folder of images (flat or nested), `.npy` / `.npz` array, or a saved Hugging Face data set; with
+            `single_image=True`, one photograph.
         out: Folder of the run: checkpoint and log and, once finished, config.json, model.safetensors and README.md.
         recipe: Name of a recipe of the package, or a TOML file.
         resume: Go on from the run's checkpoint, if there is one.
@@ -125,7 +128,10 @@ class Run:
         self.share = self._share(settings)
         state = self._previous(resume)
         store_size = settings.store_size or round(1.5 * settings.image_size)
-        self.source: Source = open_source(data, store_size=store_size, device=self.accelerator.device)
+        images: Path | ImageSet = data
+        if settings.single_image:
+            images = open_crops(data, settings.crops, size=store_size, seed=settings.seed)
+        self.source: Source = open_source(images, store_size=store_size, device=self.accelerator.device)
         self.steps_per_epoch = max(1, len(self.source) // settings.batch_size)
         self.total = settings.epochs * self.steps_per_epoch
         self.step, self.seconds = 0, 0.0
@@ -143,8 +149,9 @@ class Run:
         s, n = self.plan.settings, len(self.source)
         skipped = f", {len(self.source.skipped)} skipped (see skipped.csv)" if self.source.skipped else ""
         start = f", going on at step {self.step}" if self.step else ""
+        kind = "crops" if s.single_image else "images"
         return (
-            f"{self.plan.method}: {s.arch} at {s.image_size} px on {n} images of {self.data}{skipped}; "
+            f"{self.plan.method}: {s.arch} at {s.image_size} px on {n} {kind} of {self.data}{skipped}; "
             f"{s.epochs} epochs of {self.steps_per_epoch} steps of {s.batch_size} images, "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {s.precision}, seed {s.seed}{start} "
             f"-> {self.folder}"
@@ -177,11 +184,13 @@ class Run:
     def _build(self) -> None:
         settings = self.plan.settings
         torch.manual_seed(settings.seed)
-        encoder = create(settings.arch, seed=settings.seed, image_size=settings.image_size)
+        kind = find_method(self.plan.method)
+        encoder = create(settings.arch, seed=settings.seed, image_size=settings.image_size, lightness=kind.LIGHTNESS)
         self.config = encoder.config
-        normalisation = {"mean": list(self.plan.views[0].mean), "std": list(self.plan.views[0].std)}
-        self.config["pretrained_cfg"].update(normalisation)  # users' images are to be as those trained on
-        self.method = find_method(self.plan.method)(encoder.model.train(), **self.plan.method_settings)
+        if not kind.LIGHTNESS:  # users' images are to be as those trained on
+            normalisation = {"mean": list(self.plan.views[0].mean), "std": list(self.plan.views[0].std)}
+            self.config["pretrained_cfg"].update(normalisation)
+        self.method = kind(encoder.model.train(), **self.plan.method_settings)
         self.method.begin(len(self.source))
         if self.accelerator.num_processes > 1:
             sync_batchnorm(self.method, self.accelerator.device)

@@ -57,10 +57,12 @@ class Method(nn.Module):
         encoder: The network being trained.
         PAPER: Where it comes from.
         VIEWS: One entry for each random view of an image that `forward` takes, with the paper's augmentation.
+        LIGHTNESS: The encoder has one channel, the lightness L of Lab, which `forward` makes of the views.
     """
 
     PAPER: ClassVar[Paper]
     VIEWS: ClassVar[tuple[View, ...]]
+    LIGHTNESS: ClassVar[bool] = False
     encoder: Backbone
 
     @classmethod

@@ -15,7 +15,7 @@ from torch import nn
 
 import sslzoo
 from sslzoo import weights, zoo
-from sslzoo.card import data_title, render_card
+from sslzoo.card import render_card, trained_on
 from sslzoo.encoder import load
 
 from .checkpoint import CHECKPOINT, LOG, read_log
@@ -95,6 +95,7 @@ def trained_config(
         "metrics": {},
         "source": "trained",
         "run": dict(facts),
+        **{key: value for key, value in config["sslzoo"].items() if key == "input"},  # what the network sees
     }
     return {**config, "pretrained_cfg": {**config["pretrained_cfg"], "tag": f"{method}_{data}"}, "sslzoo": block}
 
@@ -194,7 +195,7 @@ def publish(
         paper=str(paper),
         paper_url=paper.url,
         summary=summary
-        or f"{recipe['arch']} pretrained by {method} on {data_title(data)}, "
+        or f"{recipe['arch']} pretrained by {method} on {trained_on(recipe, data)}, "
         f"{recipe['epochs']} epochs at {recipe['image_size']} pixels.",
     )
     _write_history(run, root / "training" / "history" / f"{id_}.csv")

@@ -44,6 +44,8 @@ class Settings:
         precision: "bf16" (mixed) or "no" (plain float32).
         seed: Of everything random.
         store_size: Side at which images of unequal sizes are kept, pixels; 0 means 1.5 times `image_size`.
+        single_image: The data is one photograph: train on random crops of it.
+        crops: How many, each of `store_size`; the default is the size of ImageNet.
         checkpoint_every: Steps between checkpoints; 0 means once an epoch.
         monitor_every: Epochs between looks at the features.
         log_every: Steps between lines of the log.
@@ -66,6 +68,8 @@ class Settings:
     precision: str = "bf16"
     seed: int = 0
     store_size: int = 0
+    single_image: bool = False
+    crops: int = 1_281_167
     checkpoint_every: int = 0
     monitor_every: int = 1
     log_every: int = 10
@@ -73,7 +77,7 @@ class Settings:
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, ("sgd", "lars", "adam"))
         _one_of("precision", self.precision, ("bf16", "no"))
-        for name in ("image_size", "epochs", "batch_size", "accumulate", "monitor_every", "log_every"):
+        for name in ("image_size", "epochs", "batch_size", "accumulate", "crops", "monitor_every", "log_every"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: needs to be at least 1.")
         if self.batch_size % self.accumulate:

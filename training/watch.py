@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sslzoo.data import open_images
 from sslzoo.modes import evaluating
+from sslzoo.transforms import prepare
 
 from .checkpoint import Log
 from .monitor import collapse_signs, effective_rank, feature_std, leave_one_out_knn
@@ -108,14 +109,12 @@ class Watch:
             config: Its config.json, which says what images it sees.
         """
         start = time.monotonic()
-        sees = config["pretrained_cfg"]
-        view = View(sees["input_size"][-1], scale=(1.0, 1.0), ratio=(1.0, 1.0), mean=sees["mean"], std=sees["std"])
         few = torch.linspace(0, len(self.source) - 1, min(LOOK_IMAGES, len(self.source))).long()
-        features = _features(encoder, self.source, few, view, self.device)
+        features = _features(encoder, config, self.source, few, self.device)
         row = {"encoder_std": feature_std(features), "encoder_rank": effective_rank(features)}
         if self.labelled is not None:
             source, labels = self.labelled
-            features = _features(encoder, source, torch.arange(len(source)), view, self.device)
+            features = _features(encoder, config, source, torch.arange(len(source)), self.device)
             row["knn"] = leave_one_out_knn(features, labels.to(features.device))
         self.latest = row
         self._write(step, row | {"epoch": step / self.steps_per_epoch})
@@ -155,12 +154,16 @@ def _labelled(folder: Path, device: torch.device) -> tuple[Source, Tensor]:
     return source, torch.tensor([int(label_of[name]) for name in source.names])
 
 
-def _features(encoder: nn.Module, source: Source, index: Tensor, view: View, device: torch.device) -> Tensor:
-    """(N, D) features of some images; the encoder gets its modes back."""
+def _features(
+    encoder: nn.Module, config: Mapping[str, Any], source: Source, index: Tensor, device: torch.device
+) -> Tensor:
+    """(N, D) features of some images, squashed to the encoder's size; the encoder gets its modes back."""
+    size = config["pretrained_cfg"]["input_size"][-1]
+    view = View(size, scale=(1.0, 1.0), ratio=(1.0, 1.0), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     features = []
     with evaluating(encoder), torch.inference_mode():
         for part in torch.split(index, 256):
             batch = source.fetch(part)
             params = view.sample(batch.sizes, torch.Generator())
-            features.append(encoder(view.apply(batch.images, params)).float())
+            features.append(encoder(prepare(view.apply(batch.images, params), config)).float())
     return torch.cat(features)

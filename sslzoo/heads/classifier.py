@@ -282,7 +282,7 @@ class Samples(Dataset[tuple[Tensor, int]]):
     def __init__(self, images: ImageSet, encoder: Encoder, seed: int | None) -> None:
         self.images, self.seed, self.epoch = images, seed, 0
         # not the encoder: workers need no copy of it
-        self.transform, self.view = encoder.transform, train_view(encoder.config["pretrained_cfg"])
+        self.transform, self.view = encoder.transform, train_view(encoder.config)
 
     def __len__(self) -> int:
         return len(self.images)

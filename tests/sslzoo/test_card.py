@@ -167,6 +167,15 @@ def test_the_code_of_a_card_runs_wherever_the_model_is(publish, run_snippets, ar
     assert run_snippets(card, encoder) == LIBRARIES - ({"torchvision"} if arch == "resnet18quarter" else set())
 
 
+def test_the_code_of_a_card_gives_a_lightness_network_its_lightness(publish, run_snippets):
+    encoder = sslzoo.create("resnet18", seed=0, image_size=64, lightness=True)
+    config = config_of(encoder, "resnet18")
+    config["sslzoo"]["input"] = encoder.config["sslzoo"]["input"]
+    card, encoder = publish["run"](encoder, config)
+    assert run_snippets(card, encoder) == LIBRARIES - {"torchvision"}
+    assert "pipeline(" not in card  # it converts all images to RGB
+
+
 def test_libraries_are_named_where_they_can_load_the_network(config):
     text = render_card("a", config)
     assert "segmentation_models_pytorch" in text

@@ -14,10 +14,10 @@ from sslzoo_training.methods.rotation import Rotation, rotate_all
 from sslzoo_training.methods.simsiam import SimSiam, negative_cosine
 
 
-def thin_encoder() -> nn.Module:
+def thin_encoder(in_chans: int = 3) -> nn.Module:
     torch.manual_seed(0)
     net: nn.Module = timm.create_model(
-        "resnet18", num_classes=0, channels=[4, 8, 8, 16], stem_type="deep", stem_width=4
+        "resnet18", num_classes=0, channels=[4, 8, 8, 16], stem_type="deep", stem_width=4, in_chans=in_chans
     )
     return net
 
@@ -33,7 +33,7 @@ def test_every_method_gives_a_finite_loss_and_a_gradient_to_the_whole_encoder(na
     kind = find_method(name)
     small = {k: 32 for k in method_settings(kind) if k.endswith("dim")}
     small |= {k: 4 for k in method_settings(kind) if k == "clusters"}
-    method = kind(thin_encoder(), **small).train()
+    method = kind(thin_encoder(1 if kind.LIGHTNESS else 3), **small).train()
     method.begin(6)
     draws = method.draw(6, torch.Generator().manual_seed(2))
     inputs = [views[number % 2] for number in range(len(kind.VIEWS))] + ([] if draws is None else [draws])
