@@ -312,7 +312,7 @@ def test_broken_files_are_listed_one_image_trains_and_none_is_an_error(photos: n
 def test_damage_met_while_streaming_is_listed_at_the_end_and_kept_by_the_next_part(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "_available_memory", lambda: 0)
+    monkeypatch.setattr(source, "available_memory", lambda: 0)
     data = tmp_path / "data"
     shutil.copytree(photo_folder, data)
     broken = data / "flower" / "01.png"
