@@ -55,6 +55,7 @@ def render_card(
     info: ModelInfo | None = None,
     *,
     repository: str | None = None,
+    licence: str | None = None,
 ) -> str:
     """Text of a card.
 
@@ -65,8 +66,10 @@ def render_card(
         info: Its row of the zoo; None for a run that is not in the zoo.
         repository: "org/name" on the Hugging Face Hub that the card goes to; the code then loads from there. Without
             it, from the zoo if `info` is given, and otherwise from the folder that the card lies in.
+        licence: Of the weights, an SPDX identifier such as "apache-2.0"; None takes that of `info`.
     """
     results = _known(results)
+    licence = licence or (info.licence if info else None)
     place = snippets.hub_repository(repository) if repository else snippets.zoo_entry(name) if info else snippets.HERE
     sections = [
         f"# {name}\n\n{_introduction(config, info)}",
@@ -74,11 +77,11 @@ def render_card(
         f"## Training\n\n{_training(config, info)}",
         f"## Measured\n\n{_measured(name, results)}",
         f"## Limits\n\n{_limits(config)}",
-        f"## Licence\n\n{_licence(info)}",
+        f"## Licence\n\n{_licence(licence)}",
     ]
     if paper := config["sslzoo"].get("paper"):
         sections.append(f"## Citation\n\n{bibtex(config['sslzoo']['method'], paper)}")
-    return f"---\n{_metadata(name, config, results, info)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_metadata(name, config, results, licence)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def results_table(results: Sequence[Row]) -> str:
@@ -274,10 +277,10 @@ def _limits(config: Row) -> str:
     return "\n".join(f"- {line}" for line in limits)
 
 
-def _licence(info: ModelInfo | None) -> str:
-    if info is None:
+def _licence(licence: str | None) -> str:
+    if licence is None:
         return "Whoever trained it decides; nothing is stated here."
-    return f"Weights: {info.licence}. The training images keep their own terms."
+    return f"Weights: {licence}. The training images keep their own terms."
 
 
 def bibtex(method: str, paper: Row) -> str:
@@ -288,7 +291,7 @@ def bibtex(method: str, paper: Row) -> str:
     return f"```bibtex\n@misc{{{key},\n{lines}}}\n```"
 
 
-def _metadata(name: str, config: Row, results: Sequence[Row], info: ModelInfo | None) -> str:
+def _metadata(name: str, config: Row, results: Sequence[Row], licence: str | None) -> str:
     block = config["sslzoo"]
     known = _DATA.get(block.get("dataset"))
     method = block.get("method")
@@ -297,7 +300,7 @@ def _metadata(name: str, config: Row, results: Sequence[Row], info: ModelInfo | 
         library_name="timm",  # with a name of our own, transformers' pipeline(model=...) without a task would refuse
         pipeline_tag="image-feature-extraction",
         tags=["timm", "transformers", "sslzoo", *(["self-supervised", method] if method else [])],
-        license=info.licence if info else None,
+        license=licence,
         datasets=[known.hub_id] if known else None,
         model_name=name if own else None,
         eval_results=_eval_results(own) if own else None,

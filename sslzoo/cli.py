@@ -243,6 +243,7 @@ def publish(
     run: Annotated[Path | None, typer.Argument(help="Finished run, or another model folder.")] = None,
     repository: Annotated[str | None, typer.Argument(metavar="ORG/NAME", help="Made if it is not there.")] = None,
     zoo_to: Annotated[str | None, typer.Option("--zoo", metavar="ORG", help="All of the zoo, to ORG/ID.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights, for the card, such as apache-2.0.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
 ) -> None:
@@ -262,7 +263,7 @@ def publish(
 
         jobs = [(weights.locate(id_), f"{zoo_to}/{id_}", card) for id_, card in zoo_cards(str(zoo_to)).items()]
     for folder, repo_id, card in jobs:
-        done = push(folder, repo_id, card=card, private=private, dry_run=dry_run)
+        done = push(folder, repo_id, card=card, licence=licence, private=private, dry_run=dry_run)
         print(done)
         if not dry_run:
             print(done.url)

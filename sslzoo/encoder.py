@@ -196,6 +196,7 @@ class Encoder(nn.Module):
         repo_id: str,
         *,
         card: str | None = None,
+        licence: str | None = None,
         private: bool = False,
         message: str | None = None,
         token: str | None = None,
@@ -206,6 +207,7 @@ class Encoder(nn.Module):
         Args:
             repo_id: "org/name"; made if it is not there.
             card: Text of README.md; None renders one from `config`, whose code loads from the repository.
+            licence: Of the weights, for that card: an SPDX identifier such as "apache-2.0"; None states nothing.
             private: Make it private. An existing public repository is refused.
             message: Of the commit.
             token: With write access; None takes HF_TOKEN or that of `hf auth login`.
@@ -220,7 +222,7 @@ class Encoder(nn.Module):
         from sslzoo.publish import push_saved  # an encoder needs no card until it is shown to others
 
         save = partial(self.save_pretrained, half=half)
-        return push_saved(save, repo_id, card=card, private=private, message=message, token=token)
+        return push_saved(save, repo_id, card=card, licence=licence, private=private, message=message, token=token)
 
     @classmethod
     def from_pretrained(

@@ -26,6 +26,7 @@ from sslzoo.data import EmptyDatasetError, ImageSet, unreadable
 from sslzoo.feature_files import replacing
 from sslzoo.heads import load_model
 from sslzoo.model_card import render_model_card
+from sslzoo.provenance import run_facts
 
 STATE = "finetune.json"
 LR = 1e-3  # of the head, for a batch of 32; the layers of an encoder that learns have less
@@ -168,7 +169,7 @@ def finetune(
     model.eval()
     report = _report(folder, model, data, trainer, time.monotonic() - started)
     if trainer.is_world_process_zero():
-        _save(folder, model, settings, report)
+        _save(folder, model, settings, report, run_facts(trainer.args.device, trainer.args.world_size))
     trainer.accelerator.wait_for_everyone()
     return report
 
@@ -392,10 +393,10 @@ def _report_from(folder: Path, report: dict[str, Any]) -> FinetuneReport:
     return FinetuneReport(**{**report, "folder": folder, "skipped": skipped})
 
 
-def _save(folder: Path, model: Any, settings: dict[str, Any], report: FinetuneReport) -> None:
+def _save(folder: Path, model: Any, settings: dict[str, Any], report: FinetuneReport, facts: dict[str, Any]) -> None:
     """Write the model, and only then that the run is finished."""
     results = {"metrics": report.metrics, "best_epoch": report.best_epoch, "validation": report.validation}
-    model.save_pretrained(folder, finetuning={**settings, **results})
+    model.save_pretrained(folder, finetuning={**settings, **results, "seconds": round(report.seconds), **facts})
     card = render_model_card(folder.name, weights.read_model_config(folder))
     (folder / weights.CARD).write_text(card, encoding="utf-8")
     _write_state(folder, settings, report)

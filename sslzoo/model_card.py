@@ -25,7 +25,7 @@ _SETTINGS = {
 }
 
 
-def render_model_card(name: str, config: Config, *, repository: str | None = None) -> str:
+def render_model_card(name: str, config: Config, *, repository: str | None = None, licence: str | None = None) -> str:
     """Text of the card of a fine-tuned classifier.
 
     Args:
@@ -33,6 +33,7 @@ def render_model_card(name: str, config: Config, *, repository: str | None = Non
         config: Its config.json.
         repository: "org/name" on the Hugging Face Hub that the card goes to; the code then loads from there, and
             otherwise from the folder that the card lies in.
+        licence: Of the weights, an SPDX identifier such as "apache-2.0"; None states nothing.
     """
     place = snippets.hub_repository(repository) if repository else snippets.HERE
     sections = [
@@ -42,12 +43,12 @@ def render_model_card(name: str, config: Config, *, repository: str | None = Non
         f"## Training\n\n{_training(config)}",
         f"## Measured\n\n{_measured(config)}",
         f"## Limits\n\n{_limits(config)}",
-        f"## Licence\n\n{_licence(config)}",
+        f"## Licence\n\n{_licence(config, licence)}",
     ]
     encoder = _encoder(config)
     if paper := encoder.get("paper"):
         sections.append(f"## Citation\n\nOf the encoder's method:\n\n{bibtex(encoder['method'], paper)}")
-    return f"---\n{_metadata(name, config)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_metadata(name, config, licence)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _encoder(config: Config) -> dict[str, Any]:
@@ -64,7 +65,9 @@ def _introduction(config: Config) -> str:
     encoder = _encoder(config)
     origin = f"`{parent}`" if parent else "an encoder without a name"
     if method := encoder.get("method"):
-        origin += f" ({encoder['recipe']['arch']}, pretrained by {method} on {data_title(encoder['dataset'])})"
+        arch = (encoder.get("recipe") or {}).get("arch") or config["architecture"]  # not every encoder has a recipe
+        data = f" on {data_title(encoder['dataset'])}" if encoder.get("dataset") else ""
+        origin += f" ({arch}, pretrained by {method}{data})"
     how = "which was not changed" if _finetuning(config).get("freeze_encoder") else "fine-tuned as a whole"
     return (
         f"Image classifier: {len(config['label_names'])} classes, images of {size[1]}×{size[2]} pixels. "
@@ -128,11 +131,10 @@ def _limits(config: Config) -> str:
     return "\n".join(f"- {line}" for line in limits)
 
 
-def _licence(config: Config) -> str:
-    licence = _parent_licence(config)
-    return "Whoever fine-tuned it decides; nothing is stated here." + (
-        f" The encoder that it started from: {licence}." if licence else ""
-    )
+def _licence(config: Config, licence: str | None) -> str:
+    own = f"Weights: {licence}." if licence else "Whoever fine-tuned it decides; nothing is stated here."
+    parent = _parent_licence(config)
+    return own + (f" The encoder that it started from: {parent}." if parent else "")
 
 
 def _parent_licence(config: Config) -> str | None:
@@ -142,7 +144,7 @@ def _parent_licence(config: Config) -> str | None:
         return None
 
 
-def _metadata(name: str, config: Config) -> str:
+def _metadata(name: str, config: Config, licence: str | None) -> str:
     run, parent = _finetuning(config), config["sslzoo"].get("encoder_id")
     known = bool(parent) and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", parent)) and not Path(parent).exists()
     metrics = run.get("metrics") or {}
@@ -152,6 +154,7 @@ def _metadata(name: str, config: Config) -> str:
         tags=["timm", "transformers", "sslzoo", "image-classification"],
         base_model=parent if known else None,
         base_model_relation="finetune" if known else None,
+        license=licence,
         model_name=name if metrics else None,
         eval_results=[
             EvalResult(

@@ -1,7 +1,29 @@
-"""Which code made a file or a number."""
+"""Which code made a file or a number, and on what."""
 
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def run_facts(device: torch.device, processes: int) -> dict[str, Any]:
+    """What a card says of how something ran.
+
+    Args:
+        device: Of one process.
+        processes: How many there were.
+
+    Returns:
+        device (in words), processes, torch (its version) and commit (of this code; "" outside a checkout).
+    """
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "processes": processes,
+        "torch": torch.__version__,
+        "commit": commit(Path(__file__).parent),
+    }
 
 
 def commit(folder: Path, *, ignore: str | None = None) -> str:

@@ -13,7 +13,13 @@ from sslzoo.model_card import render_model_card
 
 
 def publish(
-    folder: Path, repo_id: str, *, card: str | None = None, private: bool = False, dry_run: bool = False
+    folder: Path,
+    repo_id: str,
+    *,
+    card: str | None = None,
+    licence: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
 ) -> hub.Push:
     """Push a model folder as it is, but for its card; only what changed, in one commit.
 
@@ -21,6 +27,7 @@ def publish(
         folder: A finished run of pretraining or fine-tuning, or what `save_pretrained` wrote. Nothing in it changes.
         repo_id: "org/name"; made if it is not there.
         card: Text of README.md; None renders one whose code loads from the repository.
+        licence: Of the weights, for that card: an SPDX identifier such as "apache-2.0"; None states nothing.
         private: Make it private. An existing public repository is refused.
         dry_run: Only compare: the result tells what would be uploaded.
 
@@ -34,7 +41,7 @@ def publish(
         staged = Path(name)
         for file in (weights.CONFIG, weights.WEIGHTS):
             shutil.copyfile(folder / file, staged / file)
-        _write_card(staged, repo_id, card)
+        _write_card(staged, repo_id, card, licence)
         return hub.push_folder(staged, repo_id, private=private, dry_run=dry_run)
 
 
@@ -43,6 +50,7 @@ def push_saved(
     repo_id: str,
     *,
     card: str | None = None,
+    licence: str | None = None,
     private: bool = False,
     message: str | None = None,
     token: str | None = None,
@@ -53,6 +61,7 @@ def push_saved(
         save: Writes config.json and model.safetensors into the folder it is given: `model.save_pretrained`.
         repo_id: "org/name"; made if it is not there.
         card: Text of README.md; None renders one whose code loads from the repository.
+        licence: Of the weights, for that card: an SPDX identifier such as "apache-2.0"; None states nothing.
         private: Make it private. An existing public repository is refused.
         message: Of the commit.
         token: With write access; None takes HF_TOKEN or that of `hf auth login`.
@@ -66,7 +75,7 @@ def push_saved(
     with TemporaryDirectory(prefix="sslzoo-push-") as name:
         folder = Path(name)
         save(folder)
-        _write_card(folder, repo_id, card)
+        _write_card(folder, repo_id, card, licence)
         return hub.push_folder(folder, repo_id, private=private, message=message, token=token).url
 
 
@@ -75,8 +84,9 @@ def _has_task(folder: Path) -> bool:
     return bool(weights.read_model_config(folder)["sslzoo"].get("task"))
 
 
-def _write_card(folder: Path, repo_id: str, card: str | None) -> None:
+def _write_card(folder: Path, repo_id: str, card: str | None, licence: str | None) -> None:
     if card is None:
         render = render_model_card if _has_task(folder) else render_card
-        card = render(repo_id.rpartition("/")[2], weights.read_model_config(folder), repository=repo_id)
+        name, config = repo_id.rpartition("/")[2], weights.read_model_config(folder)
+        card = render(name, config, repository=repo_id, licence=licence)
     (folder / weights.CARD).write_text(card, encoding="utf-8", newline="\n")

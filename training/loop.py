@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sslzoo.data import ImageSet
 from sslzoo.encoder import create
-from sslzoo.provenance import commit
+from sslzoo.provenance import run_facts
 
 from . import checkpoint
 from .blocks import sync_batchnorm
@@ -346,10 +346,7 @@ class Run:
                 "images": len(self.source),
                 "steps": self.total,
                 "seconds": round(self.seconds),
-                "device": device_name(self.accelerator.device),
-                "processes": self.accelerator.num_processes,
-                "torch": torch.__version__,
-                "commit": commit(Path(__file__).parent),
+                **run_facts(self.accelerator.device, self.accelerator.num_processes),
             }
             write_run(self.folder, self.method.encoder_to_publish(), self.config, self.plan.to_dict(), self.data, facts)
         self.accelerator.wait_for_everyone()
@@ -404,11 +401,6 @@ def epoch_order(images: int, batch_size: int, seed: int, epoch: int) -> Tensor:
     generator = generator_of(seed, epoch, ORDER)
     rounds = -(-steps * batch_size // images)
     return torch.cat([torch.randperm(images, generator=generator) for _ in range(rounds)])[: steps * batch_size]
-
-
-def device_name(device: torch.device) -> str:
-    """What a card says of the hardware."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 @contextmanager

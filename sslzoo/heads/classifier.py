@@ -170,6 +170,7 @@ class Classifier(nn.Module):
         repo_id: str,
         *,
         card: str | None = None,
+        licence: str | None = None,
         private: bool = False,
         message: str | None = None,
         token: str | None = None,
@@ -181,7 +182,15 @@ class Classifier(nn.Module):
         """
         from sslzoo.publish import push_saved  # a classifier needs no card until it is shown to others
 
-        return push_saved(self.save_pretrained, repo_id, card=card, private=private, message=message, token=token)
+        return push_saved(
+            self.save_pretrained,
+            repo_id,
+            card=card,
+            licence=licence,
+            private=private,
+            message=message,
+            token=token,
+        )
 
     def extra_repr(self) -> str:
         """One line about the classifier, within PyTorch's own listing."""

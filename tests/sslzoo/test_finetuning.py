@@ -90,6 +90,8 @@ def test_it_learns_and_the_run_is_a_model(shades: Path, tmp_path: Path) -> None:
     assert again.finetuning["n_train"] == 32
     assert again.finetuning["data"] == "shades"
     assert again.finetuning["metrics"] == report.metrics
+    assert again.finetuning["torch"] == torch.__version__
+    assert again.finetuning["device"].startswith("CPU") or torch.cuda.is_available()
     text = (tmp_path / "run" / "config.json").read_text() + (tmp_path / "run" / "finetune.json").read_text()
     assert str(tmp_path) not in text
 

@@ -59,6 +59,13 @@ def test_it_tells_what_was_recorded(config):
     assert "None" not in re.sub("```.*?```", "", text, flags=re.DOTALL)
 
 
+def test_a_licence_is_stated_where_it_is_given(config):
+    assert ModelCard(render_model_card("pets-model", config)).data.license is None
+    card = ModelCard(render_model_card("pets-model", config, licence="mit"))
+    assert card.data.license == "mit"
+    assert "Weights: mit. The encoder that it started from: apache-2.0." in card.content
+
+
 def test_without_a_run_a_name_or_validation_it_claims_nothing(model, tmp_path):
     encoder = sslzoo.create("resnet18quarter", seed=0, image_size=32)
     sslzoo.classifier(encoder, num_classes=30).save_pretrained(tmp_path)

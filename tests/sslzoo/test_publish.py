@@ -56,10 +56,17 @@ def test_a_run_is_published_with_a_card_of_its_repository(run: Path, server: Hub
     assert result.stdout.splitlines()[-1] == f"{server.url}/org/thin/commit/{server.repositories[NAME].refs['main']}"
     assert sslzoo.load(NAME).num_features == 128
 
+    assert ModelCard(card).data.license is None  # nobody has said it
+    licensed = call(run, NAME, "--licence", "cc-by-4.0")
+    assert licensed.stdout.splitlines()[0] == "org/thin: 1 of 3 files differ"
+    assert ModelCard(server.repositories[NAME].files["README.md"].decode()).data.license == "cc-by-4.0"
+    call(run, NAME)
+
     again = call(run, NAME)
     assert again.stdout.splitlines()[0] == "org/thin: 0 of 3 files differ"
-    assert again.stdout.splitlines()[-1] == result.stdout.splitlines()[-1]
-    assert len(server.repositories[NAME].messages) == 2
+    newest = f"{server.url}/org/thin/commit/{server.repositories[NAME].refs['main']}"
+    assert again.stdout.splitlines()[-1] == newest
+    assert len(server.repositories[NAME].messages) == 4
 
 
 def test_a_dry_run_lists_and_touches_nothing(run: Path, server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
