@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sslzoo_training import checkpoint, loop
 from sslzoo_training.method import find_method, list_methods, method_settings
@@ -41,6 +42,10 @@ def in_double_precision() -> None:
         torch.set_default_dtype(torch.float64)
         build(run)
         torch.set_default_dtype(torch.float32)
+        run.model.register_forward_pre_hook(double_draws)
+
+    def double_draws(_: nn.Module, inputs: tuple[list[torch.Tensor], torch.Tensor]) -> Any:
+        return [x.double() if x.is_floating_point() else x for x in inputs[0]], inputs[1]
 
     def double_step(run: loop.Run, batches: Any) -> Any:
         torch.Tensor.float = double  # type: ignore[method-assign]

