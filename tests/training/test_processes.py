@@ -35,7 +35,7 @@ def in_double_precision() -> None:
     With batch norm over 8 images float32's rounding grows a hundredfold a step, and hides what is compared. What does
     not depend on the number of processes agrees to many digits in float64.
     """
-    build, step, views, apply = loop.Run._build, loop.Run._step, loop.Run._views, View.apply
+    build, step, apply = loop.Run._build, loop.Run._step, View.apply
     single, double = torch.Tensor.float, torch.Tensor.double
 
     def double_build(run: loop.Run) -> None:
@@ -61,11 +61,7 @@ def in_double_precision() -> None:
         finally:
             torch.Tensor.float = before  # type: ignore[method-assign]
 
-    def double_views(run: loop.Run, *args: Any) -> list[torch.Tensor]:  # what a method draws, too
-        return [view.double() if view.is_floating_point() else view for view in views(run, *args)]
-
     loop.Run._build, loop.Run._step = double_build, double_step  # type: ignore[method-assign]
-    loop.Run._views = double_views  # type: ignore[method-assign]
     View.apply = single_apply  # type: ignore[method-assign]
 
 
