@@ -12,7 +12,10 @@ SAVE_SECONDS = 120.0  # between checkpoints within an epoch: more is never lost
 
 
 class FinetuneTrainer(Trainer):  # type: ignore[misc]
-    """Trainer that leaves the rest of an epoch out of training, not of validation, and prints nothing itself."""
+    """Trainer that leaves the rest of an epoch out of training, not of validation, and prints nothing itself.
+
+    Of epochs with the same best metric, which few validation images often give, it keeps that of the lowest loss.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -25,6 +28,18 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.args.dataloader_drop_last = True
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        best, step = self.state.best_metric, self.state.best_global_step
+        if super()._determine_best_metric(metrics, trial):
+            return True
+        if metrics.get(f"eval_{self.args.metric_for_best_model}") != best:
+            return False
+        losses = {entry["step"]: entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry}
+        if metrics["eval_loss"] >= losses.get(step, float("inf")):
+            return False
+        self.state.best_global_step = self.state.global_step
+        return True
 
 
 def arguments(

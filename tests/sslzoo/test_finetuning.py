@@ -185,6 +185,18 @@ def test_the_seed_decides_and_workers_do_not(shades: Path, tmp_path: Path) -> No
     assert not same(results["a"], results["c"])
 
 
+def test_of_equal_epochs_the_one_of_the_lowest_loss_is_kept(
+    shades: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Classifier, "compute_metrics", lambda self, prediction: {"accuracy": 0.5})
+    model = sslzoo.classifier("byol-resnet18quarter-cifar10", 2)
+    report = finetune(model, shades, out=tmp_path / "run", epochs=3, batch_size=8, **FAST)
+    losses = [entry["eval_loss"] for entry in report.history if "eval_loss" in entry]
+    assert report.best_epoch == 1 + int(np.argmin(losses)) != 1
+    assert report.metrics == {"accuracy": 0.5, "loss": min(losses)}
+    assert same(weights_of(sslzoo.load_model(tmp_path / "run")), weights_of(model))
+
+
 def test_a_frozen_encoder_stays_as_it_was(shades: Path, tmp_path: Path) -> None:
     model = new()
     before = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
