@@ -256,6 +256,7 @@ def publish(
     from sslzoo import weights
     from sslzoo.publish import publish as push
 
+    jobs: list[tuple[Path, str, str | None]]
     if run is not None and repository is not None:
         jobs = [(run, repository, None)]
     else:
