@@ -1,6 +1,7 @@
 """What several papers share: the two-layer head, the momentum teacher, batches and statistics over all processes."""
 
 import copy
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 import timm.layers
@@ -10,6 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def one_of(setting: str, value: str, possible: Collection[str]) -> None:
+    """Raise a ValueError that names the setting, its value and what is possible, if the value is none of these."""
+    if value not in possible:
+        raise ValueError(f"{setting} = {value!r}: needs one of {', '.join(possible)}.")
 
 
 def mlp(

@@ -8,7 +8,7 @@ sslzoo pretrain context --data FOLDER --recipe cifar10 --out RUN
 import torch
 from torch import Tensor, nn
 
-from ..blocks import mlp
+from ..blocks import mlp, one_of
 from ..method import Backbone, Method, Paper
 from ..patches import GRID, PATCHES, cut_patches, standardize
 from ..views import View
@@ -86,8 +86,7 @@ class Context(Method):
         super().__init__()
         if patch + 2 * jitter >= 1:
             raise ValueError(f"patch = {patch} with jitter = {jitter} to both sides leaves no gap: needs less than 1.")
-        if color not in COLORS:
-            raise ValueError(f"color = {color!r}: needs one of {', '.join(COLORS)}.")
+        one_of("color", color, COLORS)
         self.encoder = encoder
         # no scale and shift: activations cannot die, which left the loss at ln 8 (Sec. 3.2)
         norm = nn.BatchNorm1d(dim, affine=False)

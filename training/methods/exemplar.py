@@ -8,7 +8,7 @@ sslzoo pretrain exemplar --data FOLDER --recipe cifar10 --out RUN
 import torch
 from torch import Tensor, nn
 
-from ..blocks import gather_over_processes
+from ..blocks import gather_over_processes, one_of
 from ..method import Backbone, Method, Paper
 from ..views import View
 
@@ -92,8 +92,7 @@ class Exemplar(Method):
 
     def __init__(self, encoder: Backbone, dim: int = 1000, margin: float = 0.5, loss: str = "triplet") -> None:
         super().__init__()
-        if loss not in LOSSES:
-            raise ValueError(f"loss = {loss!r}: needs one of {', '.join(LOSSES)}.")
+        one_of("loss", loss, LOSSES)
         self.encoder = encoder
         self.head = nn.Linear(encoder.num_features, dim)
         self.margin, self.loss = margin, loss

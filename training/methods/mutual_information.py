@@ -7,14 +7,14 @@ sslzoo pretrain mutual_information estimator=nwj --data FOLDER --recipe cifar10 
 
 import copy
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ..blocks import gather_over_processes
+from ..blocks import gather_over_processes, one_of
 from ..method import Backbone, Method, Paper
 from ..views import View
 
@@ -180,9 +180,9 @@ class MutualInformation(Method):
         target: float = 0.0,
     ) -> None:
         super().__init__()
-        _one_of("estimator", estimator, ESTIMATORS)
-        _one_of("critic", critic, CRITICS)
-        _one_of("split", split, ("rows", "columns"))
+        one_of("estimator", estimator, ESTIMATORS)
+        one_of("critic", critic, CRITICS)
+        one_of("split", split, ("rows", "columns"))
         self.encoder = encoder  # g1
         self.other_encoder = None if shared else copy.deepcopy(encoder)  # g2: weights of its own
         self.critic = CRITICS[critic](encoder.num_features, critic_dim)
@@ -214,8 +214,3 @@ class MutualInformation(Method):
             "log_k": nats.new_full((), math.log(scores.shape[1])),
             "accuracy": right.float().mean(),
         }
-
-
-def _one_of(setting: str, value: str, possible: Collection[str]) -> None:
-    if value not in possible:
-        raise ValueError(f"{setting} = {value!r}: needs one of {', '.join(possible)}.")
