@@ -15,6 +15,7 @@ from torchvision.transforms import Normalize
 from tqdm import tqdm
 
 from sslzoo.data import ImageSet, UnreadableImageError
+from sslzoo.folding import folded
 from sslzoo.modes import evaluating
 
 if TYPE_CHECKING:  # Encoder.embed ends up here
@@ -165,11 +166,14 @@ def _threads() -> int:
 def _computing(encoder: "Encoder", device: torch.device | str | None) -> Iterator[Tensor]:
     """Put the encoder into eval mode on a device, and back. Gives one of its parameters, for device and dtype.
 
-    Kernels in the order of channels_last cost a ResNet a fifth less on a CPU.
+    Kernels in the order of channels_last cost a ResNet a fifth less on a CPU, and batch norms folded into them a tenth.
     """
-    home = next(encoder.parameters()).device
+    home, network = next(encoder.parameters()).device, encoder.model
     with evaluating(encoder):
         try:
-            yield next(encoder.to(device or home).to(memory_format=torch.channels_last).parameters())
+            encoder.to(device or home)
+            encoder.model = folded(network)
+            yield next(encoder.to(memory_format=torch.channels_last).parameters())
         finally:
+            encoder.model = network
             encoder.to(home).to(memory_format=torch.contiguous_format)

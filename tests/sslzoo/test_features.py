@@ -388,13 +388,13 @@ class Wide(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
+        self.model = nn.ParameterDict({"weight": torch.ones(1)})
 
     input_size = (3, 1, 1)
     transform = Compose([ToTensor(), Normalize([0.0] * 3, [1 / 255] * 3)])
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.weight * images[:, 0].reshape(-1, 1).expand(-1, self.num_features)
+        return self.model["weight"] * images[:, 0].reshape(-1, 1).expand(-1, self.num_features)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".npy"])
