@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: the same network for encoding, in fewer passes over its maps."""
+"""Batch norms folded into the convolutions before them: the same network for encoding, in fewer passes."""
 
 import copy
 from itertools import pairwise
