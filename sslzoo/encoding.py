@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # Encoder.embed ends up here
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 _AHEAD = 2  # batches that are read before they are needed
+_CPU_PIXELS = 16 * 224**2  # at once through the network; a ResNet-18 then takes 7 % less time than for 32 images
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +80,10 @@ def encode(
         closing(reader.batches(runs, _threads() if num_workers is None else num_workers)) as batches,
     ):
         for index, pixels, skipped in batches:
-            features = np.empty((0, encoder.num_features), dtype=np.float32)
-            if index:
-                with torch.inference_mode():
-                    features = encoder(reader.normalised(pixels, parameter)).float().cpu().numpy()
+            features = np.empty((len(index), encoder.num_features), dtype=np.float32)
+            with torch.inference_mode():
+                for part in reader.parts(len(index), parameter.device):
+                    features[part] = encoder(reader.normalised(pixels[part], parameter)).float().cpu().numpy()
             bar.update(len(index) + len(skipped))
             yield Batch(np.array(index, dtype=np.int64), features, skipped)
 
@@ -135,6 +136,12 @@ class _Reader:
             image = step(image)
         slot[:] = np.asarray(image).reshape(self.shape)
         return None
+
+    def parts(self, count: int, device: torch.device) -> Iterator[slice]:
+        """Cut a batch: of the largest maps, a CPU's cache holds those of a few images only."""
+        height, width, _ = self.shape
+        step = max(1, _CPU_PIXELS // (height * width) if device.type == "cpu" else count)
+        return (slice(start, start + step) for start in range(0, count, step))
 
     def normalised(self, pixels: _Pixels, like: Tensor) -> Tensor:
         """Scale and normalise (B, H, W, C) bytes as the transform does; (B, C, H, W) on the device of `like`."""
