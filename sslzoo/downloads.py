@@ -17,7 +17,6 @@ from huggingface_hub import get_session
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]  # see hub.py
 from tqdm import tqdm
 
-CHUNK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without an answer
 TRIES = 5  # in a row that bring nothing
 
@@ -91,7 +90,7 @@ def _stream(url: str, partial: Path) -> None:
             partial.open("ab") as file,
             tqdm(desc=url.rpartition("/")[2][-40:], total=total, initial=have, unit="B", unit_scale=True) as bar,
         ):
-            for chunk in response.iter_raw(CHUNK):
+            for chunk in response.iter_raw():  # as they come: what waits to fill a block would be lost
                 file.write(chunk)
                 bar.update(len(chunk))
     if total is not None and _size(partial) != total:

@@ -2,12 +2,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import published
 import pytest
 from file_server import FileServer
 from hub_server import Hub
 from huggingface_hub import close_session, constants
 
-from sslzoo import zoo
+from sslzoo import encoder, zoo
 
 
 @pytest.fixture
@@ -48,11 +49,18 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]
 
 
 @pytest.fixture
-def published_at(web: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def thin(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of the architecture of `published.network()`."""
+    monkeypatch.setitem(encoder.VARIANTS, published.THIN, ("resnet18", published.THIN_ARGS))
+    return published.THIN
+
+
+@pytest.fixture
+def published_at(web: FileServer, thin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Put the zoo's files on the web server of this machine: `published_at({id: content})`.
 
-    The table is the package's own, but for URLs, which point to the server, digests, and architectures: ResNet-18 in the
-    place of all, unless `whole` is set.
+    The table is the package's own, but for URLs, which point to the server, digests, and architectures: a thin ResNet in
+    the place of all, unless `whole` is set.
     """
 
     def publish(contents: Mapping[str, bytes], *, whole: bool = False) -> None:
@@ -63,7 +71,8 @@ def published_at(web: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         text = re.sub(r'url = "https?://', f'url = "{web.url}/', text)
         text = re.sub(r', digest = "[^"]*"', "", text)
         table = tmp_path / "upstream.toml"
-        table.write_text(text if whole else re.sub(r'arch = "resnet\w+"', 'arch = "resnet18"', text), encoding="utf-8")
+        thin = re.sub(r'arch = "resnet[0-9w]+"', f'arch = "{published.THIN}"', text)
+        table.write_text(text if whole else thin, encoding="utf-8")
         monkeypatch.setattr(zoo, "TABLE", table)
 
     return publish

@@ -13,14 +13,19 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 State = dict[str, Tensor]
 
 
-def network(arch: str = "resnet18", *, seed: int = 0, in_channels: int = 3, last_stride: int = 2) -> nn.Module:
+THIN = "resnet10thin"  # what tests put in the place of larger networks
+THIN_ARGS = {"layers": [1, 1, 1, 1], "channels": [8, 16, 32, 64]}  # of timm's resnet18
+
+
+def network(arch: str = THIN, *, seed: int = 0, in_channels: int = 3, last_stride: int = 2) -> nn.Module:
     """torchvision's ResNet with random weights and batch norms that do something, without classifier."""
     torch.manual_seed(seed)
-    net = getattr(torchvision.models, arch)(weights=None)
+    net = _thin() if arch == THIN else getattr(torchvision.models, arch)(weights=None)
     net.fc = nn.Identity()
     if in_channels != 3:
         net.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
@@ -36,6 +41,14 @@ def network(arch: str = "resnet18", *, seed: int = 0, in_channels: int = 3, last
             nn.init.uniform_(module.running_var, 0.5, 2.0)
             module.num_batches_tracked.fill_(500_400)
     return net.eval()
+
+
+def _thin() -> nn.Module:
+    net = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
+    net.inplanes = 64
+    for number, channels in enumerate(THIN_ARGS["channels"], start=1):
+        setattr(net, f"layer{number}", net._make_layer(BasicBlock, channels, 1, stride=1 if number == 1 else 2))
+    return net
 
 
 def pad_same(net: nn.Module) -> nn.Module:

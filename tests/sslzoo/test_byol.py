@@ -81,7 +81,7 @@ def test_features_are_those_of_the_haiku_network(
     def load(content: bytes) -> sslzoo.Encoder:
         published_at({ID: content})
         table = zoo.TABLE.with_name("bottlenecks.toml")
-        table.write_text(zoo.TABLE.read_text().replace('"resnet18"', '"resnet26"'))
+        table.write_text(zoo.TABLE.read_text().replace(f'"{published.THIN}"', '"resnet26"'))
         monkeypatch.setattr(zoo, "TABLE", table)
         return sslzoo.load(ID)
 

@@ -141,16 +141,16 @@ def pickles(trap: str) -> dict[str, bytes]:
         "a giant number": PROTO + b"\x8b" + struct.pack("<i", 2**31 - 1) + b"x.",
         "a giant memo": PROTO + b"Nr" + struct.pack("<I", 2**32 - 1) + b".",
         "a name without end": PROTO + b"c" + b"x" * 100_000,
-        "a deep tuple as key": PROTO + b"}" + nested(90_000) + b"Ns.",
-        "a deep tuple as many keys": PROTO + b"}(" + nested(90_000) + b"Nu.",
-        "a deep tuple as key of an old dict": PROTO + b"(" + nested(90_000) + b"Nd.",
+        "a deep tuple as key": PROTO + b"}" + nested(40_000) + b"Ns.",
+        "a deep tuple as many keys": PROTO + b"}(" + nested(40_000) + b"Nu.",
+        "a deep tuple as key of an old dict": PROTO + b"(" + nested(40_000) + b"Nd.",
         "a tuple of 2 ** 60 leaves as key": PROTO + b"}" + doubled(60) + b"Ns.",
         "a tuple of 2 ** 60 leaves as key of a FlatMapping": PROTO
         + call(named("haiku._src.data_structures", "FlatMapping"), b"]" + doubled(60) + b"N\x86a") + b".",
-        "a million lists": PROTO + b"]" * 1_000_000 + b".",
-        "a million dicts": PROTO + b"}" * 1_000_000 + b".",
-        "a million marks": PROTO + b"(" * 1_000_000 + b".",
-        "a million memos": PROTO + b"N" + b"".join(b"r" + struct.pack("<I", n) for n in range(250_000)) + b".",
+        "many lists": PROTO + b"]" * 200_000 + b".",
+        "many dicts": PROTO + b"}" * 200_000 + b".",
+        "many marks": PROTO + b"(" * 200_000 + b".",
+        "many memos": PROTO + b"N" + b"".join(b"r" + struct.pack("<I", n) for n in range(100_000)) + b".",
         "no stack": PROTO + b"R.",
         "no end": PROTO + b"K\x01",
         "nothing": b"",
@@ -215,7 +215,7 @@ def torch_files(trap: str) -> dict[str, bytes]:
     good = state(tensor(TWO, ONE))
     system = pickle.dumps(Call(os.system, f"touch {trap}"), 2)
     head = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
-    bomb = {"archive/data.pkl": good, "archive/data/0": bytes(64 << 20)}
+    bomb = {"archive/data.pkl": good, "archive/data/0": bytes(8 << 20)}
     published_file = published.saved({"state_dict": {"module.encoder.conv1.weight": torch.zeros(50)}})
     older = published.saved({"state_dict": {"module.encoder.conv1.weight": torch.zeros(50)}}, old=True)
     return {
@@ -230,7 +230,7 @@ def torch_files(trap: str) -> dict[str, bytes]:
         "torch.hub": torch_zip(state(call(named("torch.hub", "load"), text("org/evil")))),
         "a class of a trap": torch_zip(state(named(TRAP, "Anything"))),
         "a zip bomb": archive(bomb, compress=True),
-        "a zip bomb as pickle": archive({"archive/data.pkl": PROTO + b"]" * (64 << 20)}, compress=True),
+        "a zip bomb as pickle": archive({"archive/data.pkl": PROTO + b"]" * (8 << 20)}, compress=True),
         "a member with a lying size": lying(torch_zip(state(tensor(TWO, ONE, count=2**29))), 2**31 - 1),
         "a path upwards": torch_zip(good, **{"../../evil": b"x"}),
         "an absolute path": torch_zip(good, **{"/etc/evil": b"x"}),
@@ -349,7 +349,7 @@ ID = "simsiam-resnet50-imagenet"
         (lambda s: s.update({"module.encoder.bn1.bias": torch.zeros(64).long()}), "bn1.bias: torch.int64, needs"),
         (lambda s: s.update({"module.encoder.bn1.num_batches_tracked": torch.tensor(0.5)}), "tracked: torch.float32"),
         (lambda s: s.pop("module.encoder.bn1.num_batches_tracked"), "bn1.num_batches_tracked is missing"),
-        (lambda s: [s.pop(key) for key in list(s) if "layer" in key], "and 1[0-9][0-9] more"),
+        (lambda s: [s.pop(key) for key in list(s) if "layer" in key], "and [0-9][0-9] more"),
     ],
 )  # fmt: skip
 def test_an_encoder_that_is_not_whole_is_refused(
@@ -367,9 +367,9 @@ def test_an_encoder_that_is_not_whole_is_refused(
 
 
 @pytest.fixture
-def small() -> zoo.ModelInfo:
-    """SimSiam's row, of a ResNet-18: as large as tests need."""
-    return replace(zoo.info(ID), arch="resnet18")
+def small(thin: str) -> zoo.ModelInfo:
+    """SimSiam's row, of a thin ResNet."""
+    return replace(zoo.info(ID), arch=thin)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def small() -> zoo.ModelInfo:
     ],
 )  # fmt: skip
 def test_a_byol_checkpoint_that_is_not_whole_is_refused(
-    tmp_path: Path, edit: Callable[[Any, Any], object], message: str
+    tmp_path: Path, edit: Callable[[Any, Any], object], message: str, thin: str
 ) -> None:
     dill = pytest.importorskip("dill")
     params, moving = published.haiku_trees(published.network())
@@ -396,5 +396,5 @@ def test_a_byol_checkpoint_that_is_not_whole_is_refused(
     path = tmp_path / "pretrain_res50x1.pkl"
     path.write_bytes(dill.dumps(published.byol_state(params, moving), protocol=2))
     with pytest.raises(ConversionError, match=message):
-        convert(path, replace(zoo.info("byol-resnet50-imagenet"), arch="resnet18"), tmp_path / "out")
+        convert(path, replace(zoo.info("byol-resnet50-imagenet"), arch=thin), tmp_path / "out")
     assert not (tmp_path / "out" / weights.WEIGHTS).exists()
