@@ -208,17 +208,19 @@ def open_torch(path: Path) -> Iterator[Any]:
             else:
                 file.seek(0)
                 yield _Old(file, size).tree()
-        except (PickleError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-            raise TorchFileError(str(error) or type(error).__name__) from error
+        except PickleError as error:
+            raise TorchFileError(str(error)) from error
+        except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+            raise TorchFileError(f"it is truncated, or damaged: {str(error) or type(error).__name__}.") from error
 
 
 def _storage(file: _TorchFile, pid: Any) -> Storage:
     """What a persistent id stands for: ("storage", type, key, device, count), and for the old form a view of another."""
     if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage" and pid[5:] in ((), (None,))):
-        raise TorchFileError("it refers to something that is no storage.")
+        raise PickleError("it refers to something that is no storage.")
     _, dtype, key, _, count = pid[:5]
     if not isinstance(dtype, torch.dtype) or not isinstance(key, str) or type(count) is not int or count < 0:
-        raise TorchFileError("it has a storage without type, name or size.")
+        raise PickleError("it has a storage without type, name or size.")
     return Storage(file, key, dtype, count)
 
 

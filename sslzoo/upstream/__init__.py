@@ -60,7 +60,7 @@ def entry(tree: Any, *keys: str) -> Any:
     """
     for key in keys:
         if not isinstance(tree, dict) or key not in tree:
-            raise CheckpointError(f"It has no entry {key!r}; there are: {_listed(tree)}.")
+            raise CheckpointError(f"it has no entry {key!r}; there are: {_listed(tree)}.")
         tree = tree[key]
     return tree
 
@@ -77,7 +77,7 @@ def split(tensors: Any, encoder: str, dropped: str) -> Checkpoint:
         CheckpointError: A name that fits neither, two tensors for one name, or something else than tensors.
     """
     if not isinstance(tensors, Mapping) or not tensors:
-        raise CheckpointError(f"It has no tensors where they should be, but {_listed(tensors)}.")
+        raise CheckpointError(f"it has no tensors where they should be, but {_listed(tensors)}.")
     found: dict[str, Tensor] = {}
     others = []
     for name, tensor in tensors.items():
@@ -85,7 +85,7 @@ def split(tensors: Any, encoder: str, dropped: str) -> Checkpoint:
             if not isinstance(tensor, Stored):
                 raise CheckpointError(f"{name!r} is no tensor but {type(tensor).__name__}.")
             if match[1] in found:
-                raise CheckpointError(f"It has two tensors for {match[1]}; one of them is {name!r}.")
+                raise CheckpointError(f"it has two tensors for {match[1]}; one of them is {name!r}.")
             found[match[1]] = tensor.read()
         elif re.fullmatch(dropped, str(name)):
             others.append(name)

@@ -45,7 +45,7 @@ def read(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         state = entry(read_pickle(file, NAMES), "experiment_state")
     if not isinstance(state, Record) or not set(STATE) <= set(state.fields):
-        raise CheckpointError(f"Its experiment_state has no {', '.join(STATE)}.")
+        raise CheckpointError(f"its experiment_state has no {', '.join(STATE)}.")
     found: dict[str, Tensor] = {}
     dropped = dict.fromkeys(name for name in STATE if not name.startswith("online_"))
     for part in ("online_params", "online_state"):
@@ -54,7 +54,7 @@ def read(path: Path) -> Checkpoint:
             if name is None:
                 dropped[f"{part}: {'counter and hidden of each average' if BLOCK.fullmatch(module) else module}"] = None
             elif name in found:
-                raise CheckpointError(f"It has two tensors for {name}; one of them is {module!r}.")
+                raise CheckpointError(f"it has two tensors for {name}; one of them is {module!r}.")
             else:
                 found[name] = _tensor(array)
     return Checkpoint(found, list(dropped))
@@ -63,7 +63,7 @@ def read(path: Path) -> Checkpoint:
 def _leaves(tree: Any) -> Iterator[tuple[str, str, Any]]:
     """(module, name, array) of haiku's two-level mapping."""
     if not isinstance(tree, dict) or not all(isinstance(leaves, dict) for leaves in tree.values()):
-        raise CheckpointError("Its parameters are no mapping of modules to mappings of arrays.")
+        raise CheckpointError("its parameters are no mapping of modules to mappings of arrays.")
     for module, leaves in tree.items():
         for leaf, array in leaves.items():
             yield module, leaf, array
@@ -100,6 +100,6 @@ def _layer(found: re.Match[str]) -> str:
 def _tensor(array: Any) -> Tensor:
     """Convolutions (H, W, in, out) -> (out, in, H, W); vectors (1, 1, 1, C) -> (C,)."""
     if not isinstance(array, Array) or array.value.ndim != 4:
-        raise CheckpointError("A part of the encoder is no array of four dimensions.")
+        raise CheckpointError("a part of the encoder is no array of four dimensions.")
     value = torch.from_numpy(array.value.copy())
     return value.flatten() if value.shape[:3] == (1, 1, 1) else value.permute(3, 2, 0, 1).contiguous()

@@ -146,6 +146,8 @@ def importable(module: str, **names: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in modules:
             patch.setitem(sys.modules, name, ModuleType(name))
+            if parent := name.rpartition(".")[0]:
+                setattr(sys.modules[parent], name.rpartition(".")[2], sys.modules[name])
         for name, value in names.items():
             value.__module__, value.__qualname__ = module, name
             setattr(sys.modules[module], name, value)

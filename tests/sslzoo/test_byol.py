@@ -35,11 +35,11 @@ class Torso(hk.Module):  # type: ignore[misc]
             for n, count in enumerate(blocks)
         ]  # fmt: skip
 
-    def __call__(self, images: Any) -> Any:
-        maps = jax.nn.relu(self.initial_batchnorm(self.initial_conv(images), False))
+    def __call__(self, images: Any, is_training: bool) -> Any:
+        maps = jax.nn.relu(self.initial_batchnorm(self.initial_conv(images), is_training))
         maps = hk.max_pool(maps, window_shape=(1, 3, 3, 1), strides=(1, 2, 2, 1), padding="SAME")
         for group in self.groups:
-            maps = group(maps, False, False)
+            maps = group(maps, is_training, False)
         return maps.mean(axis=(1, 2))
 
 
@@ -57,8 +57,10 @@ def random_weights(tree: Any, rng: np.random.Generator) -> Any:
 
 
 def compare(arch: str, blocks: tuple[int, ...], sizes: tuple[int, ...], load: Callable[[bytes], sslzoo.Encoder]) -> None:
-    net = hk.without_apply_rng(hk.transform_with_state(lambda images: Torso(blocks, "res_net50")(images)))
-    params, state = net.init(jax.random.PRNGKey(0), np.zeros((1, 32, 32, 3), np.float32))
+    net = hk.without_apply_rng(hk.transform_with_state(lambda x, training: Torso(blocks, "res_net50")(x, training)))
+    init = jax.jit(lambda key: net.init(key, np.zeros((1, 32, 32, 3), np.float32), True))
+    params, state = init(jax.random.PRNGKey(0))
+    features = jax.jit(lambda images: net.apply(params, state, images, False)[0])
     rng = np.random.default_rng(0)
     params, state = random_weights(params, rng), random_weights(state, rng)
     tree = published.byol_state(params, state)
@@ -69,7 +71,7 @@ def compare(arch: str, blocks: tuple[int, ...], sizes: tuple[int, ...], load: Ca
     assert encoder.arch == arch
     for size in sizes:
         batch = rng.standard_normal((2, size, size, 3)).astype(np.float32)
-        expected = np.asarray(jax.jit(net.apply)(params, state, batch)[0])
+        expected = np.asarray(features(batch))
         with torch.no_grad():
             found = encoder(torch.from_numpy(batch.transpose(0, 3, 1, 2))).numpy()
         assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected), size

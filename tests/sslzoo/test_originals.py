@@ -23,6 +23,7 @@ from sslzoo.cli import app
 from sslzoo.downloads import DownloadError
 from sslzoo.weights import LicenceError, WeightsError
 
+pytestmark = pytest.mark.filterwarnings("ignore:The weights of")
 SIMSIAM = "simsiam-resnet50-imagenet"
 UPSTREAM = [model for model in zoo.list_models() if model.upstream]
 # a model of each family and form, what writes its file, and what its network is
