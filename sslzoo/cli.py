@@ -1,4 +1,4 @@
-"""The command `sslzoo`: list, info, fetch, verify, convert, embed, probe, finetune, predict, demo, export, pretrain, publish.
+"""The command `sslzoo`: from `list` to `publish`.
 
 Modules that need torch are imported by the commands, so that `sslzoo --help` and `sslzoo list` answer at once.
 """
@@ -65,7 +65,9 @@ def info(model: Annotated[str, typer.Argument(metavar="ID", help="Zoo id or alia
 
 @app.command()
 def fetch(
-    model: Annotated[str, typer.Argument(metavar="ID", help="Zoo id of an authors' encoder, such as byol-resnet50-imagenet.")],
+    model: Annotated[
+        str, typer.Argument(metavar="ID", help="Zoo id of an authors' encoder, such as byol-resnet50-imagenet.")
+    ],
     from_file: Annotated[Path | None, typer.Option(help="Their file, if you have it: nothing is downloaded.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the download after it is converted.")] = False,
 ) -> None:
@@ -98,7 +100,9 @@ def verify(
 @app.command()
 def convert(
     file: Annotated[Path, typer.Argument(help="An authors' checkpoint, as they published it.")],
-    id_: Annotated[str, typer.Option("--as", metavar="ID", help="Zoo id of what it is, such as byol-resnet50-imagenet.")],
+    id_: Annotated[
+        str, typer.Option("--as", metavar="ID", help="Zoo id of what it is, such as byol-resnet50-imagenet.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: config, weights and card.")],
 ) -> None:
     """Convert an authors' checkpoint into a model folder."""
@@ -288,7 +292,9 @@ def pretrain(words: Annotated[list[str] | None, typer.Argument()] = None) -> Non
 def publish(
     run: Annotated[Path | None, typer.Argument(help="Finished run, or another model folder.")] = None,
     repository: Annotated[str | None, typer.Argument(metavar="ORG/NAME", help="Made if it is not there.")] = None,
-    zoo_to: Annotated[str | None, typer.Option("--zoo", metavar="ORG", help="What this project has trained, to ORG/ID.")] = None,
+    zoo_to: Annotated[
+        str | None, typer.Option("--zoo", metavar="ORG", help="What this project has trained, to ORG/ID.")
+    ] = None,
     licence: Annotated[str | None, typer.Option(help="Of the weights, for the card, such as apache-2.0.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,

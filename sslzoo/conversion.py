@@ -118,9 +118,7 @@ def _read(path: Path, known: Upstream) -> Checkpoint:
 def expected(config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Names, shapes and types of the encoder's tensors; they have no numbers."""
     with torch.device("meta"):
-        network = encoder.build_network(
-            config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0
-        )
+        network = encoder.build_network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
     return network.state_dict()
 
 

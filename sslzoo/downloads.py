@@ -2,8 +2,8 @@
 
 download("https://…/pretrain_res50x1.pkl", folder / "pretrain_res50x1.pkl")
 
-The client is huggingface_hub's, so that proxies (HTTPS_PROXY, NO_PROXY), certificates (SSL_CERT_FILE) and HF_HUB_OFFLINE
-mean here what they mean for the Hub. No token is ever sent.
+The client is huggingface_hub's, so that proxies (HTTPS_PROXY, NO_PROXY), certificates (SSL_CERT_FILE) and
+HF_HUB_OFFLINE mean here what they mean for the Hub. No token is ever sent.
 """
 
 import errno

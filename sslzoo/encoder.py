@@ -45,8 +45,8 @@ class Encoder(nn.Module):
     of fixed input size (most vision transformers).
 
     Args:
-        model: timm network with `num_classes=0`. Where the config says that its authors padded or strode otherwise, it is
-            changed to that (see `sslzoo.resnets`).
+        model: timm network with `num_classes=0`. Where the config says that its authors padded or strode otherwise, it
+            is changed to that (see `sslzoo.resnets`).
         config: What its config.json holds, as `make_config` builds it.
 
     Attributes:

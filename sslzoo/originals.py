@@ -3,20 +3,20 @@
 folder = locate(zoo.info("byol-resnet50-imagenet"))                  # what sslzoo.load calls
 fetch(zoo.info("byol-resnet50-imagenet"), from_file=Path("pretrain_res50x1.pkl"))
 
-Below SSLZOO_HOME (by default ~/.cache/sslzoo): models/ID has config.json, model.safetensors and a card; records/ID.json the
-digests of every file that ever came for a model, from its first use on; downloads/ what is on its way. The download, often
-five times the encoder, is removed after conversion.
+Below SSLZOO_HOME (by default ~/.cache/sslzoo): models/ID has config.json, model.safetensors and a card; records/ID.json
+the digests of every file that ever came for a model, from its first use on; downloads/ what is on its way. The download
+is removed after conversion: it often is several times as large as the encoder.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from filelock import FileLock
 
@@ -133,8 +133,8 @@ def _checked(info: ModelInfo) -> Path | None:
     found = weights.sha256(folder / weights.WEIGHTS)
     if found != wanted:
         raise weights.WeightsError(
-            f"{info.id}: {folder / weights.WEIGHTS} has changed since it was converted: SHA-256 {found}, it was {wanted}. "
-            f"Remove {folder} and load it again."
+            f"{info.id}: {folder / weights.WEIGHTS} has changed since it was converted: SHA-256 {found}, it was "
+            f"{wanted}. Remove {folder} and load it again."
         )
     return folder
 
@@ -156,8 +156,8 @@ def _download(info: ModelInfo, files: tuple[UpstreamFile, ...]) -> tuple[Path, U
             return path, file
     lines = "\n  ".join(reasons)
     raise DownloadError(
-        f"{info.id} is not on this machine, and could not be downloaded:\n  {lines}\nCheck the network and the proxy, then "
-        f"try again: what has come is kept. With a file from elsewhere: sslzoo fetch {info.id} --from-file FILE."
+        f"{info.id} is not on this machine, and could not be downloaded:\n  {lines}\nCheck the network and the proxy, "
+        f"then try again: what has come is kept. With a file from elsewhere: sslzoo fetch {info.id} --from-file FILE."
     )
 
 
@@ -178,14 +178,14 @@ def _check_digest(info: ModelInfo, path: Path, file: UpstreamFile, origin: str) 
             found = digest if kind == "sha256" else hashlib.file_digest(opened, kind).hexdigest()
         if not found.startswith(known):
             raise weights.WeightsError(
-                f"{info.id}: {origin} has {kind} {found}, what its authors published begins with {known}. It is another "
-                "file, or was damaged on its way: try again."
+                f"{info.id}: {origin} has {kind} {found}, what its authors published begins with {known}. It is "
+                "another file, or was damaged on its way: try again."
             )
     first = _read_record(info).get("files", {}).get(origin)
     if first not in (None, digest):
         raise weights.WeightsError(
-            f"{info.id}: {origin} is not what it was at its first use on this machine: SHA-256 {digest}, it was {first}. If "
-            f"you know why and trust the new file, remove {_record_file(info)}."
+            f"{info.id}: {origin} is not what it was at its first use on this machine: SHA-256 {digest}, it was "
+            f"{first}. If you know why and trust the new file, remove {_record_file(info)}."
         )
     return digest
 

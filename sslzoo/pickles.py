@@ -3,9 +3,9 @@
 with open("pretrain_res50x1.pkl", "rb") as file:
     tree = read_pickle(file, {**NUMPY, **dill(NUMPY)})     # dicts, lists, numbers, `Array`, `Record`
 
-A pickle is a program: it names functions and classes, and calls them. Here it gets, for the few names in a table, makers
-of this module, and for any other name an error. Of Python's own unpickler only the operations that protocol 2 needs for
-data are left, and every length, shape and count is held to what the file has before anything is made of it.
+A pickle is a program: it names functions and classes, and calls them. Here it gets, for the few names in a table,
+makers of this module, and for any other name an error. Of Python's own unpickler only the operations that protocol 2
+needs for data are left, and every length, shape and count is held to what the file has before anything is made of it.
 """
 
 import math
@@ -24,10 +24,12 @@ LONG_TEXT = 1 << 20  # characters; longer ones are the content of arrays, which 
 FREE_STEPS, BYTES_A_STEP = 100_000, 64
 # frames (protocol 4), sets, buffers, extension codes, old-style classes and text numbers are left out
 _OPERATIONS = (
-    "PROTO STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINSTRING "
-    "SHORT_BINSTRING BINUNICODE BINBYTES SHORT_BINBYTES EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 "
-    "TUPLE3 EMPTY_DICT BINGET LONG_BINGET BINPUT LONG_BINPUT BINPERSID"
-).split()
+    *("PROTO", "STOP", "MARK", "POP", "POP_MARK", "DUP", "BINGET", "LONG_BINGET", "BINPERSID"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "BINBYTES", "SHORT_BINBYTES"),
+    *("EMPTY_LIST", "APPEND", "APPENDS", "LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT"),
+)
+_CODES = [getattr(pickle, name)[0] for name in _OPERATIONS]
 _NUMBERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)} | {"f2", "f4", "f8", "b1"}
 
 
@@ -262,8 +264,17 @@ class _Operations(dict[int, Any]):
         raise PickleError(f"it is damaged, or no pickle of data: operation {code:#04x}.")
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one written in Python: its operations are a dict
-    dispatch = _Operations({getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPERATIONS})  # type: ignore[attr-defined]  # fmt: skip
+class _Unpickler(pickle._Unpickler):
+    """The one that is written in Python: its operations are a dict, of which a part is taken."""
+
+    dispatch = _Operations({code: pickle._Unpickler.dispatch[code] for code in _CODES})
+    # what the operations share: set by the base class, and not declared there
+    stack: list[Any]
+    memo: dict[int, Any]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    readline: Callable[[], bytes]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, window: _Window, names: Names, persistent: Callable[[Any], Any] | None) -> None:
         super().__init__(window, encoding="latin1")

@@ -26,7 +26,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def adapt(network: nn.Module, *, padding: str | None = None, last_stride: int = 2) -> None:
-    """Change a ResNet of timm or torchvision in place; its parameters and their names stay. Doing it again changes nothing.
+    """Change a ResNet of timm or torchvision in place; its parameters and their names stay. Twice is as good as once.
 
     Args:
         network: Has conv1, maxpool, layer1 to layer4.
@@ -61,7 +61,7 @@ def _same(conv: nn.Conv2d) -> nn.Conv2d:
     return same.train(conv.training)
 
 
-class _WideResNet(ResNet):
+class _WideResNet(ResNet):  # type: ignore[misc]  # mypy does not follow timm
     """timm's ResNet with a plain 7x7 stem of any width, where timm's own always has 64 channels."""
 
     def __init__(self, stem_channels: int, in_chans: int = 3, **args: Any) -> None:
@@ -71,12 +71,20 @@ class _WideResNet(ResNet):
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
 
 
-_CFG = {"input_size": (3, 224, 224), "num_classes": 1000, "pool_size": (7, 7), "first_conv": "conv1", "classifier": "fc"}
+_CFG = {
+    "input_size": (3, 224, 224),
+    "num_classes": 1000,
+    "pool_size": (7, 7),
+    "first_conv": "conv1",
+    "classifier": "fc",
+}
 default_cfgs = generate_default_cfgs({"resnet200w2": _CFG})  # where timm looks for it
 
 
-@register_model
 def resnet200w2(pretrained: bool = False, **args: Any) -> nn.Module:
     """ResNet-200 with all of its widths doubled, the stem's too: 250 M parameters, 4096 features."""
     shape = {"block": Bottleneck, "layers": (3, 24, 36, 3), "channels": (128, 256, 512, 1024), "stem_channels": 128}
     return build_model_with_cfg(_WideResNet, "resnet200w2", pretrained, **shape, **args)
+
+
+register_model(resnet200w2)

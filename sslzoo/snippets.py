@@ -137,9 +137,9 @@ def _sslzoo(config: Mapping[str, Any], place: Place) -> str:
     )
 
 
-def _timm_model(place: Place, change: str = "") -> str:
+def _timm_model(place: Place, change: str = "", imports: str = "") -> str:
     return (
-        f"import timm\n\nmodel = timm.create_model({place.timm}, pretrained=True).eval()\n{change}"
+        f"import timm\n{imports}\nmodel = timm.create_model({place.timm}, pretrained=True).eval()\n{change}"
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
     )
 
@@ -148,8 +148,8 @@ def _timm(config: Mapping[str, Any], place: Place) -> str:
     call, mean = ("model.forward_features", ".mean((2, 3))") if _is_vgg(config) else ("model", "")
     arguments = ", ".join(f"{key}={_python(value)}" for key, value in settings(config).items())
     change = f"adapt(model, {arguments})  # as its authors built it\n" if arguments else ""
-    imports = "from sslzoo.resnets import adapt\n" if arguments else ""
-    return f"{imports}{_timm_model(place, change)}features = {call}(transform(image)[None]){mean}  # {_width(config)}"
+    imports = "\nfrom sslzoo.resnets import adapt\n" if arguments else ""
+    return f"{_timm_model(place, change, imports)}features = {call}(transform(image)[None]){mean}  # {_width(config)}"
 
 
 def _transformers(config: Mapping[str, Any], place: Place) -> str:

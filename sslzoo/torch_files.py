@@ -3,8 +3,8 @@
 with open_torch("checkpoint_0099.pth.tar") as tree:
     tree["state_dict"]["module.encoder.conv1.weight"].read()     # tensors are read when they are asked for
 
-`torch.load(weights_only=True)` allocates whatever sizes a file declares, inflates compressed members, and opens no file that
-holds a logger's history beside its weights. Here a tensor may not be larger than the bytes that the file has for it.
+`torch.load(weights_only=True)` runs nothing either, but it makes tensors of whatever size a file declares, inflates
+compressed members, and refuses files that hold a logger's history beside their weights.
 """
 
 import math
@@ -116,7 +116,9 @@ class _Zip(_TorchFile):
         super().__init__()
         self.archive = archive
         members = archive.infolist()
-        packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size]
+        packed = [
+            m.filename for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size
+        ]
         if packed:
             raise TorchFileError(f"member {packed[0][:80]!r} is compressed, which torch.save never does.")
         if sum(member.file_size for member in members) > size:
@@ -169,7 +171,9 @@ class _Old(_TorchFile):
             self.file.seek(place)
             count = int.from_bytes(self.file.read(8), "little")
             if count != self.declared[key].count:
-                raise TorchFileError(f"storage {key!r} is announced as {self.declared[key].count} numbers, has {count}.")
+                raise TorchFileError(
+                    f"storage {key!r} is announced as {self.declared[key].count} numbers, has {count}."
+                )
             self.places[key] = count, place + 8
             place += 8 + self.declared[key].bytes
             if place > self.size:
@@ -215,7 +219,7 @@ def open_torch(path: Path) -> Iterator[Any]:
 
 
 def _storage(file: _TorchFile, pid: Any) -> Storage:
-    """What a persistent id stands for: ("storage", type, key, device, count), and for the old form a view of another."""
+    """What a persistent id stands for: ("storage", type, key, device, count), and in the old form a view, or None."""
     if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage" and pid[5:] in ((), (None,))):
         raise PickleError("it refers to something that is no storage.")
     _, dtype, key, _, count = pid[:5]

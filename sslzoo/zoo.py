@@ -90,8 +90,8 @@ class ModelInfo:
         input_size: Channels, height and width (pixels) of the images it was trained on.
         sha256: Of its model.safetensors; "" where that is made on this machine (see `sslzoo.originals`).
         bytes: Size of its model.safetensors.
-        source: Where that file is: "bundled" comes with the package, "org/name" is on the Hugging Face Hub, "upstream" is
-            converted from what its authors published.
+        source: Where that file is: "bundled" comes with the package, "org/name" is on the Hugging Face Hub, "upstream"
+            is converted from what its authors published.
         epochs: Passes over the data in pretraining; 0 if that is not known.
         hardware: What it was trained on; "" if that is not known.
         paper: Title, authors and year of the method.

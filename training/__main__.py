@@ -71,9 +71,11 @@ def publish(
     summary: Annotated[str | None, typer.Option(help="One sentence about it.")] = None,
     upstream: Annotated[str | None, typer.Option(metavar="ID", help="Push this encoder of others to the Hub.")] = None,
     private: Annotated[bool, typer.Option("--private", help="With --upstream: make the repository private.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --upstream: only list what would be pushed.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --upstream: only list what would be pushed.")
+    ] = False,
 ) -> None:
-    """Bundle a finished run with the package, or push an encoder of others to the Hub: for maintainers, in a checkout."""
+    """Bundle a finished run with the package, in a checkout; or push an encoder of others to the Hub."""
     from .publish import publish as bundle
     from .publish import publish_upstream
 

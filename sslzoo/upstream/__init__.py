@@ -1,6 +1,6 @@
 """The authors' own checkpoints: one file for each family of formats says how to read them, and which tensor is which.
 
-    read(path) -> Checkpoint      # the encoder's tensors under timm's names, and the names of all that is not the encoder
+    read(path) -> Checkpoint      # the encoder's tensors under timm's names, and the names of all else
 
 A module of this folder is a family; zoo.toml names it beside each URL.
 """
@@ -18,7 +18,7 @@ from sslzoo.torch_files import Stored
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is not of the form in which its authors published it; the message says what is missing or too much."""
+    """A checkpoint is not of the form in which its authors published it; says what is missing or too much."""
 
 
 class Checkpoint(NamedTuple):

@@ -1,10 +1,12 @@
-"""BYOL of DeepMind: dill pickles of dm-haiku's parameters. https://github.com/google-deepmind/deepmind-research/tree/master/byol
+"""BYOL of DeepMind: dill pickles of dm-haiku's parameters.
 
-    dict(experiment_state=_ByolExperimentState(online_params, target_params, online_state, target_state, opt_state), step, rng)
+https://github.com/google-deepmind/deepmind-research/tree/master/byol
+
+    {"experiment_state": (online_params, target_params, online_state, target_state, opt_state), "step": …, "rng": …}
     online_params["res_net50/~/block_group_0/~/block_0/~/conv_1"]["w"]                     # (3, 3, in, out)
     online_state["res_net50/~/block_group_0/~/block_0/~/batchnorm_1/~/mean_ema"]["average"]  # (1, 1, 1, C)
 
-The encoder is the online one, as in the authors' linear evaluation. It pads as TensorFlow's SAME: see sslzoo/resnets.py.
+The encoder is the online one, as in the authors' linear evaluation. It pads as TensorFlow: see sslzoo/resnets.py.
 """
 
 import re
@@ -70,7 +72,7 @@ def _leaves(tree: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _timm_name(module: str, leaf: str) -> str | None:
-    """timm's name of haiku's; None for what is no part of the encoder, and for all but one of three moving averages."""
+    """Timm's name of haiku's; None for what is no part of the encoder, and for all but one of three moving averages."""
     found = BLOCK.fullmatch(module)
     if found is None:
         if module.startswith("res_net"):

@@ -7,7 +7,7 @@ from sslzoo.upstream import Checkpoint, split
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint of pretraining. The network pads by 1 and then by 2 where torchvision's pads by 3: it is the same."""
+    """Read a checkpoint of pretraining. The network pads by 1 and then by 2, which is torchvision's 3."""
     with open_torch(path) as tree:
         heads = r"(?:projection_head|prototypes)"
         return split(tree, rf"module\.(?!{heads})(.+)", rf"module\.{heads}.+")

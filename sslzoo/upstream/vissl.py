@@ -1,7 +1,7 @@
 """VISSL's model zoo: what VISSL trained, and what it converted from others. https://github.com/facebookresearch/vissl
 
-Trained: `classy_state_dict.base_model.model` with `trunk` and `heads`. Converted: `model_state_dict`, or the bare state dict;
-heads (fc1, fc2, …) may be among the trunk's tensors.
+Trained: `classy_state_dict.base_model.model` with `trunk` and `heads`. Converted: `model_state_dict`, or the bare state
+dict; heads (fc1, fc2, …) may be among the trunk's tensors.
 """
 
 from pathlib import Path

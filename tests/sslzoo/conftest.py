@@ -59,8 +59,8 @@ def thin(monkeypatch: pytest.MonkeyPatch) -> str:
 def published_at(web: FileServer, thin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Put the zoo's files on the web server of this machine: `published_at({id: content})`.
 
-    The table is the package's own, but for URLs, which point to the server, digests, and architectures: a thin ResNet in
-    the place of all, unless `whole` is set.
+    The table is the package's own, but for URLs, which point to the server, digests, and architectures: a thin ResNet
+    in the place of all, unless `whole` is set.
     """
 
     def publish(contents: Mapping[str, bytes], *, whole: bool = False) -> None:

@@ -104,7 +104,7 @@ def test_a_full_disk_is_said_before_anything_comes(url: str, tmp_path: Path, mon
         free = 10
 
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: Full)
-    with pytest.raises(OSError, match="0 MB are free. SSLZOO_HOME moves") as caught:
+    with pytest.raises(OSError, match=r"0 MB are free\. SSLZOO_HOME moves") as caught:
         download(url, tmp_path / "model.pkl")
     assert caught.value.errno == errno.ENOSPC
     assert not (tmp_path / "model.pkl").exists()

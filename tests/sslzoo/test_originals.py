@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import published
+import pytest
 import timm
 import torch
 from file_server import FileServer
@@ -141,7 +141,7 @@ def test_it_is_downloaded_and_converted_once(
     assert weights.locate(SIMSIAM) == folder
     assert len(web.log) == 1
     record = json.loads((originals.home() / "records" / f"{SIMSIAM}.json").read_text())
-    (url, digest), = record["files"].items()
+    ((url, digest),) = record["files"].items()
     assert url.endswith("/100ep/pretrain/checkpoint_0099.pth.tar")
     assert digest == hashlib.sha256(web.files[url.removeprefix(f"{web.url}/")]).hexdigest()
 
@@ -206,7 +206,9 @@ def test_a_known_digest_is_compared(
     info = zoo.info(SIMSIAM)
     (content,) = {web.files[name] for name in web.files}
     digest = hashlib.new(kind, content if good else b"").hexdigest()[:8]
-    table = zoo.TABLE.read_text().replace(f'"{info.upstream.files[0].url}"', f'"{info.upstream.files[0].url}", digest = "{kind}:{digest}"')
+    table = zoo.TABLE.read_text().replace(
+        f'"{info.upstream.files[0].url}"', f'"{info.upstream.files[0].url}", digest = "{kind}:{digest}"'
+    )
     zoo.TABLE.with_name("digests.toml").write_text(table)
     monkeypatch.setattr(zoo, "TABLE", zoo.TABLE.with_name("digests.toml"))
     if good:

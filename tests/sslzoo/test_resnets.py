@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import pytest
 import published
+import pytest
 import timm
 import torch
 
