@@ -337,8 +337,8 @@ def _limits_elsewhere(block: Row, upstream: Row) -> list[str]:
             "Its layers of stride 2 pad as TensorFlow does, an even image by one pixel more at its right and bottom. "
             "sslzoo builds it so. Other libraries read the same folder but pad both sides alike: at 224 pixels their "
             "features differ by some 20 % (L2), and a probe of BYOL's largest network that was measured so has 78.3 % "
-            "instead of 79.6 % (VISSL's model zoo). `sslzoo.resnets.adapt` mends their network; at sizes of 32 n + 1 pixels, such "
-            "as 225, both are equal."
+            "instead of 79.6 % (VISSL's model zoo). `sslzoo.resnets.adapt` mends their network; at sizes of 32 n + 1 "
+            "pixels, such as 225, both are equal."
         )
     if block.get("last_stride"):
         limits.append(

@@ -71,7 +71,10 @@ def fetch(
     from_file: Annotated[Path | None, typer.Option(help="Their file, if you have it: nothing is downloaded.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the download after it is converted.")] = False,
 ) -> None:
-    """Download and convert an authors' encoder, so that it loads without a network."""
+    """Download and convert an authors' encoder.
+
+    It then loads without a network.
+    """
     from sslzoo import originals, weights
 
     row = zoo.info(model)

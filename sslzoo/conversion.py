@@ -3,7 +3,9 @@
 convert(Path("pretrain_res50x1.pkl"), zoo.info("byol-resnet50-imagenet"), Path("byol"))
 """
 
+import copy
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +59,23 @@ def make_config(info: ModelInfo) -> dict[str, Any]:
             "note": known.note,
         },
     }
-    with torch.device("meta"):  # its shape is wanted, no numbers
-        config = encoder.make_config(
-            info.arch,
-            image_size=info.input_size[1],
-            tag=f"{info.method}_{info.data}",
-            sslzoo=block,
-            lightness=info.input_size[0] == 1,
-        )
+    config = copy.deepcopy(_network_config(info.arch, info.input_size))
+    config["sslzoo"] |= block
     config["pretrained_cfg"] |= {
+        "tag": f"{info.method}_{info.data}",
         "mean": list(known.mean),
         "std": list(known.std),
         "interpolation": known.interpolation,
         "crop_pct": known.crop_pct,
     }
     return config
+
+
+@cache
+def _network_config(arch: str, input_size: tuple[int, int, int]) -> dict[str, Any]:
+    """The config.json of a network, whose weights are not made: many models have the same."""
+    with torch.device("meta"):
+        return encoder.create(arch, seed=0, image_size=input_size[1], lightness=input_size[0] == 1).config
 
 
 def convert(path: Path, info: ModelInfo, folder: Path, *, origin: str | None = None) -> list[str]:

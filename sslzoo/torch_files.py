@@ -3,8 +3,8 @@
 with open_torch("checkpoint_0099.pth.tar") as tree:
     tree["state_dict"]["module.encoder.conv1.weight"].read()     # tensors are read when they are asked for
 
-`torch.load(weights_only=True)` runs nothing either, but it makes tensors of whatever size a file declares, inflates
-compressed members, and refuses files that hold a logger's history beside their weights.
+`torch.load(weights_only=True)` runs nothing either, but it reads all of a file, inflates compressed members, and
+refuses files that hold a logger's history beside their weights.
 """
 
 import math

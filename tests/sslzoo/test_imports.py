@@ -15,11 +15,11 @@ ORDER = (
     {"console", "provenance", "zoo", "hub", "weights", "images", "data", "splits", "lab", "transforms", "upstream"}
     | {
         "modes",
+        "names",
         "folding",
         "knn",
         "snippets",
         "mnist_networks",
-        "names",
         "resnets",
         "pickles",
         "torch_files",

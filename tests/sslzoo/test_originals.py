@@ -5,6 +5,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import timm
 import torch
 from file_server import FileServer
 from huggingface_hub import constants
+from PIL import Image
+from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -72,6 +75,23 @@ def test_features_are_those_of_the_published_network(
     assert torch.equal(sslzoo.load(tmp_path / "saved")(batch), found)
 
 
+@pytest.mark.parametrize("number", [0, 1, 8])
+def test_the_code_of_its_card_gives_its_features(
+    number: int,
+    published_at: Callable[..., None],
+    run_snippets: Callable[[str, Any], set[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    id_, write, shape = MODELS[number]
+    published_at({id_: write(published.network(**shape))})
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(load_sample_images().images[0]).resize((96, 72)).save("photo.jpg")
+    libraries = run_snippets((weights.locate(id_) / "README.md").read_text(), sslzoo.load(id_))
+    assert {"sslzoo", "timm"} <= libraries
+    assert ("transformers" in libraries) == (id_ == SIMSIAM)  # others cannot be told to pad otherwise
+
+
 def test_every_form_of_every_family_is_tested() -> None:
     tested = {file.family for id_, _, _ in MODELS for file in zoo.info(id_).upstream.files}
     assert tested == set(upstream.families()) == {file.family for model in UPSTREAM for file in model.upstream.files}
@@ -98,10 +118,16 @@ def test_every_model_at_its_full_size(info: zoo.ModelInfo, published_at: Callabl
             assert (encoder(batch) - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
+@cache
+def tensors_of(arch: str, channels: int) -> dict[str, Tensor]:
+    (info, *_) = [model for model in UPSTREAM if (model.arch, model.input_size[0]) == (arch, channels)]
+    return conversion.expected(conversion.make_config(info))
+
+
 @pytest.mark.parametrize("info", UPSTREAM, ids=lambda info: info.id)
 def test_the_table_says_what_the_network_is(info: zoo.ModelInfo) -> None:
     config = conversion.make_config(info)
-    tensors = conversion.expected(config)
+    tensors = tensors_of(info.arch, info.input_size[0])
     running = ("running_mean", "running_var", "num_batches_tracked")
     assert sum(t.numel() for name, t in tensors.items() if not name.endswith(running)) == info.params
     assert config["num_features"] == info.num_features

@@ -174,7 +174,7 @@ def test_an_encoder_of_others_is_pushed_with_its_licence(monkeypatch, tmp_path):
     config = make_config(info)
     state = expected(config)
     weights.write_folder(folder, config, {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items()})
-    monkeypatch.setattr(weights, "locate", lambda name, **_: folder)
+    monkeypatch.setattr(weights, "locate", lambda name, **options: folder)
     pushed = {}
 
     def push_folder(staged, repo_id, *, private, dry_run):
