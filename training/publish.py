@@ -25,6 +25,7 @@ from .method import find_method
 from .recipe import list_recipes, make_plan
 
 SPLITS = {"train", "training", "images", "data", "unlabelled", "unlabeled"}
+OTHERS = "# ---- "  # begins the part of zoo.toml that others have trained
 UNWRITTEN = {"id", "variant", "upstream"}
 CHECKOUT = Path(sslzoo.__file__).parents[1]
 
@@ -258,7 +259,7 @@ def _write_history(run: Path, path: Path) -> None:
 
 
 def _write_table(path: Path, info: zoo.ModelInfo) -> None:
-    """Add a model to zoo.toml, or replace its table; every other line of the file stays as it is."""
+    """Add a model to zoo.toml, behind those of this project, or replace its table; every other line stays as it is."""
     # a run has neither a variant nor files of others
     values = {field.name: getattr(info, field.name) for field in fields(info) if field.name not in UNWRITTEN}
     header = f'[models."{info.id}"]'
@@ -271,9 +272,11 @@ def _write_table(path: Path, info: zoo.ModelInfo) -> None:
             end += 1
         lines[start:end] = new
     else:
-        lines += ["", *new]
+        lines.append("")
+        end = next((i for i, line in enumerate(lines) if line.startswith(OTHERS)), len(lines))
+        lines[end:end] = [*new, ""]
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
     try:
         zoo.read_table.__wrapped__(partial)  # its cache would never see that the file changes
     except zoo.ZooTableError:

@@ -104,6 +104,16 @@ def test_the_table_keeps_every_other_line(run, root):
     assert zoo.read_table(table).models[-1].summary == 'Say "two".'
 
 
+def test_a_new_model_comes_before_those_of_others(run, root):
+    table = root / "sslzoo" / "zoo.toml"
+    table.write_text(table.read_text().rstrip("\n") + "\n\n# ---- Others\n# and their models\n")
+    publish(run, ID, data="cifar10", root=root)
+    text = table.read_text()
+    assert text.index("[models]") < text.index(ID) < text.index("\n\n# ---- Others\n# and their models\n")
+    assert text.endswith("their models\n")
+    assert "\n\n\n" not in text
+
+
 def test_the_history_has_both_ends_and_every_look(run, root):
     publish(run, ID, data="cifar10", root=root)
     with (root / "training" / "history" / f"{ID}.csv").open() as file:
