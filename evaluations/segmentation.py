@@ -1,8 +1,8 @@
 """Segmentation: fine-tune heads on an encoder with masks, test mean IoU; --scratch: the same from random weights too.
 
 For each head and seed one fine-tuning on train/ with a fixed number of steps, whose last one is tested on test/: masks
-are predicted in the images' own size and compared with the masks as they are. Learning rates were chosen beforehand, for
-encoder and scratch apart, on val/ of CamVid; nothing is chosen on test images.
+are predicted in the images' own size and compared with the true ones as they are. Learning rates were chosen before
+that, for encoder and scratch apart, on val/ of CamVid; nothing is chosen on test images.
 
 python -m sslzoo_evaluations segmentation byol-resnet18quarter-cifar10 --data camvid --scratch --picture camvid.png
 
@@ -104,7 +104,9 @@ class Bench:
         height, width = self.options.image_size
         lr = self.options.lr or LR[job.start]
         decay = LAYER_DECAY[job.start] if self.options.layer_decay is None else self.options.layer_decay
-        text = f"steps={self.options.steps} batch_size={self.options.batch_size} lr={lr:g} weight_decay={WEIGHT_DECAY:g}"
+        text = (
+            f"steps={self.options.steps} batch_size={self.options.batch_size} lr={lr:g} weight_decay={WEIGHT_DECAY:g}"
+        )
         stride = f" output_stride={self.options.output_stride}" if self.options.output_stride else ""
         return f"{text} layer_decay={decay:g} image_size={height}x{width}{stride}"
 
@@ -121,10 +123,19 @@ def main(argv: list[str]) -> int:
         starts = ["pretrained", *(["scratch"] if options.scratch else [])]
         jobs = [Job(head, start, seed) for seed in options.seeds for head in options.heads for start in starts]
         for result in measure(bench, jobs, options.results):
-            print(f"{result.model}  {result.protocol}  seed {result.seed}: {result.metric} {result.value:.4f}", flush=True)
+            print(
+                f"{result.model}  {result.protocol}  seed {result.seed}: {result.metric} {result.value:.4f}", flush=True
+            )
         rows = results.latest(results.read(options.results))
         print(table([row for row in rows if row.data == name and is_segmentation(row)]))
-    except (EvaluationError, EmptyDatasetError, OSError, WeightsError, UnknownModelError, UnreadableImageError) as error:
+    except (
+        EvaluationError,
+        EmptyDatasetError,
+        OSError,
+        WeightsError,
+        UnknownModelError,
+        UnreadableImageError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,8 +1,8 @@
 """Names and colours of the classes of masks, as the files that data sets come with list them.
 
-    sky 128 128 128          one class a line: its name, and in colour-coded masks its colour
-    building,128,0,0         also with commas, with the colour first, with a header, or as CVAT's labelmap.txt
-    void                     pixels of a class of this name (or ignore, ignored, unlabelled, unlabeled) count nowhere
+sky 128 128 128          one class a line: its name, and in colour-coded masks its colour
+building,128,0,0         also with commas, with the colour first, with a header, or as CVAT's labelmap.txt
+void                     pixels of a class of this name (or ignore, ignored, unlabelled, unlabeled) count nowhere
 """
 
 import re

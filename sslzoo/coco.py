@@ -1,6 +1,6 @@
 """COCO's .json files of instances: images, classes and outlines, https://cocodataset.org/#format-data.
 
-    files, masks, classes = read_coco(Path("annotations/instances_train2017.json"))
+files, masks, classes = read_coco(Path("annotations/instances_train2017.json"))
 """
 
 import json
@@ -37,7 +37,9 @@ class CocoMask:
                 continue
             for polygon in shape:
                 if len(polygon) >= 6:
-                    pen.polygon([(x - 0.5, y - 0.5) for x, y in zip(polygon[::2], polygon[1::2], strict=True)], fill=value)
+                    pen.polygon(
+                        [(x - 0.5, y - 0.5) for x, y in zip(polygon[::2], polygon[1::2], strict=True)], fill=value
+                    )
         return np.asarray(canvas).astype(np.int64)
 
 
@@ -87,7 +89,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def image_files(path: Path, names: list[str]) -> list[Path]:
-    """Find the images of a .json file: beside it, in images/, or as COCO has them (annotations/instances_NAME.json, NAME/).
+    """Find the images of a .json file: beside it, in images/, or in NAME/ for annotations/instances_NAME.json.
 
     Raises:
         FileNotFoundError: They are in none of these.
@@ -99,7 +101,9 @@ def image_files(path: Path, names: list[str]) -> list[Path]:
     for place in places:
         if (place / names[0]).is_file():
             return [place / name for name in names]
-    raise FileNotFoundError(f"{path}: there is no file {names[0]!r} beside it, in images/, or in a folder of its split.")
+    raise FileNotFoundError(
+        f"{path}: there is no file {names[0]!r} beside it, in images/, or in a folder of its split."
+    )
 
 
 def decode_runs(code: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -1,7 +1,7 @@
 """Views of images together with what is marked on them: masks and boxes go where their pixels go.
 
     samples = JointSamples(data, conversion(config), training_view((256, 256), config), seed=0)
-    image, target = samples[3]      # uint8 (C, H, W), and such as {"masks": (H, W)} or {"boxes": (n, 4), "labels": (n,)}
+    image, target = samples[3]      # uint8 (C, H, W), and {"masks": (H, W)} or {"boxes": (n, 4), "labels": (n,)}
 
 Built on torchvision's transforms v2 and its tv_tensors, which tell pixels, masks and boxes apart.
 """

@@ -138,8 +138,8 @@ class MaskSet:
         if (numbers == UNKNOWN).any():
             strange = np.unique(values[numbers == UNKNOWN])[:5].tolist()
             raise ValueError(
-                f"The mask of {self.names[i]} has values {', '.join(map(str, strange))}, which are no classes: those are "
-                f"0 to {len(self._table.names) - 1 if self._table else 254}, and {IGNORE} where nothing counts."
+                f"The mask of {self.names[i]} has values {', '.join(map(str, strange))}, which are no classes: those "
+                f"are 0 to {len(self._table.names) - 1 if self._table else 254}, and {IGNORE} where nothing counts."
             )
         return numbers.astype(np.uint8)
 
@@ -189,11 +189,11 @@ def open_masks(source: Any, *, classes: Sequence[str] | str | Path | ClassTable 
     """Open images with masks, without decoding them.
 
     Args:
-        source: A folder with `images/` and `masks/` (or what else `IMAGE_FOLDERS` and `MASK_FOLDERS` name), whose files
-            have the same names but for the suffix; a list of Pascal VOC's, .../ImageSets/Segmentation/train.txt; a .json
-            file of COCO's instances, whose classes get the numbers from 1, background being 0; an .npz file with
-            "images" and "masks"; a pair of what `open_images` takes and as many masks (paths, arrays (H, W), PIL images,
-            or one array (N, H, W)); or a Hugging Face dataset with two image columns.
+        source: A folder with `images/` and `masks/` (or what else `IMAGE_FOLDERS` and `MASK_FOLDERS` name), whose
+            files have the same names but for the suffix; a list of Pascal VOC's, .../ImageSets/Segmentation/train.txt;
+            a .json file of COCO's instances, whose classes get the numbers from 1, background being 0; an .npz file
+            with "images" and "masks"; a pair of what `open_images` takes and as many masks (paths, arrays (H, W), PIL
+            images, or one array (N, H, W)); or a Hugging Face dataset with two image columns.
         classes: Names of the values 0, 1, ... in masks, or a file of them: see `sslzoo.class_table`. None takes the
             class file beside the folders, or in the one above. Pixels of a class called void, and of value 255, are
             ignored everywhere.
@@ -216,8 +216,8 @@ def open_masks(source: Any, *, classes: Sequence[str] | str | Path | ClassTable 
     if isinstance(source, (tuple, list)) and len(source) == 2:
         return _pair(open_images(source[0]), source[1], table)
     raise TypeError(
-        f"Cannot take images and masks from {type(source).__name__}: pass a folder, a list of Pascal VOC's, a .json file "
-        "of COCO's, an .npz file, a pair (images, masks), or a Hugging Face dataset."
+        f"Cannot take images and masks from {type(source).__name__}: pass a folder, a list of Pascal VOC's, a .json "
+        "file of COCO's, an .npz file, a pair (images, masks), or a Hugging Face dataset."
     )
 
 
@@ -275,7 +275,9 @@ def _open_list(path: Path, table: ClassTable | None) -> MaskSet:
     stems = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     names = [_with_suffix(root / "JPEGImages", stem) for stem in stems]
     if missing := [stem for stem, name in zip(stems, names, strict=True) if name is None]:
-        raise FileNotFoundError(f"{path}: there is no image {missing[0]} in {root / 'JPEGImages'} ({len(missing):,} such).")
+        raise FileNotFoundError(
+            f"{path}: there is no image {missing[0]} in {root / 'JPEGImages'} ({len(missing):,} such)."
+        )
     images = open_images([str(name) for name in names])
     images.names = stems
     masks = [root / "SegmentationClass" / f"{stem}.png" for stem in stems]
@@ -284,7 +286,10 @@ def _open_list(path: Path, table: ClassTable | None) -> MaskSet:
 
 
 def _with_suffix(folder: Path, stem: str) -> Path | None:
-    return next((folder / f"{stem}{suffix}" for suffix in (".jpg", ".png", ".jpeg") if (folder / f"{stem}{suffix}").is_file()), None)
+    return next(
+        (folder / f"{stem}{suffix}" for suffix in (".jpg", ".png", ".jpeg") if (folder / f"{stem}{suffix}").is_file()),
+        None,
+    )
 
 
 def _open_coco(path: Path, table: ClassTable | None) -> MaskSet:
@@ -317,7 +322,9 @@ def _open_hf(dataset: Any, table: ClassTable | None) -> MaskSet:
     mask = next((name for name in MASK_COLUMNS if name in pictures), None)
     others = [name for name in pictures if name != mask]
     if mask is None or len(others) != 1:
-        raise ValueError(f"Expected an image column and one called 'mask'; the image columns are {', '.join(pictures)}.")
+        raise ValueError(
+            f"Expected an image column and one called 'mask'; the image columns are {', '.join(pictures)}."
+        )
     raw = dataset.with_format(None).cast_column(mask, datasets.Image(decode=False))
     return MaskSet(open_images(dataset.select_columns([others[0]])), _Column(raw.select_columns([mask]), mask), table)
 
@@ -341,7 +348,9 @@ def _path(item: Any) -> Any:
 
 def _as_values(array: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
     if array.ndim != 2 or array.dtype.kind not in "buif" or (array.dtype.kind == "f" and (array % 1 != 0).any()):
-        raise ValueError(f"The mask of {name} must hold whole numbers in shape (H, W), got {array.dtype} {array.shape}.")
+        raise ValueError(
+            f"The mask of {name} must hold whole numbers in shape (H, W), got {array.dtype} {array.shape}."
+        )
     values = array.astype(np.int64)
     if (values < 0).any():
         raise ValueError(f"The mask of {name} has negative values; use {IGNORE} where nothing counts.")

@@ -1,4 +1,4 @@
-"""Pictures of results: confusion matrix, bars, curves, contact sheet, masks. Drawn to files, without a display or pyplot.
+"""Pictures of results: confusion matrix, bars, curves, contact sheet, masks. To files, without a display or pyplot.
 
 confusion_picture(matrix, ["cat", "dog"], Path("confusion.png"), title="byol-resnet18 on pets")
 """

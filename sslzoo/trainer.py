@@ -17,7 +17,8 @@ SAVE_SECONDS = 120.0  # between checkpoints within an epoch: more is never lost
 class FinetuneTrainer(Trainer):  # type: ignore[misc]
     """Trainer that leaves the rest of an epoch out of training, not of validation, and prints nothing itself.
 
-    Validation is the model's own `validate`. Of epochs with the same best metric, which few validation images often give, it keeps that of the lowest loss.
+    Validation is the model's own `validate`. Of epochs with the same best metric, which few validation images often
+    give, it keeps that of the lowest loss.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

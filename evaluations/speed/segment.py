@@ -2,8 +2,8 @@
 
     python -m sslzoo_evaluations speed segment      # goal: at most 1.1 x torchvision's
 
-Same images, masks, optimizer and precision: forward, loss, backward and AdamW. The two take turns, so that a busy minute
-hits both. On a CPU its time, on a GPU the clock.
+Same images, masks, optimizer and precision: forward, loss, backward and AdamW. The two take turns, so that a busy
+minute hits both. On a CPU its time, on a GPU the clock.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Decoders of segmentation networks: from an encoder's feature maps to scores of the classes, at some stride.
 
-FCN's and DeepLabV3's are torchvision's, the U-Net and pyramid ones those of segmentation-models-pytorch; FCN-8s is here.
+FCN's and DeepLabV3's are torchvision's, the U-Net and pyramid ones those of segmentation-models-pytorch (smp).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Losses of segmentation. Each takes logits (B, K, H, W), class numbers (B, H, W) and weights of the classes (K,) or None.
+"""Losses of segmentation: of logits (B, K, H, W), class numbers (B, H, W) and weights of the classes, (K,) or None.
 
 Pixels of class `IGNORE` count nowhere; where no pixel counts the loss is 0.
 """

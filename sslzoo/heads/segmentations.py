@@ -119,7 +119,7 @@ class Segmentations:
         return text.getvalue()
 
     def save(self, path: str | Path) -> None:
-        """Write a .json, .csv or picture file (.png, .jpg, .pdf, .svg) by its suffix, or without one a folder of masks."""
+        """Write a .json, .csv or picture file (.png, .jpg, .pdf, .svg), by its suffix; without one masks, a folder."""
         path = Path(path)
         if not path.suffix:
             self.save_masks(path)
@@ -136,7 +136,9 @@ class Segmentations:
         The files are called as the images are, below this folder.
         """
         folder = Path(folder)
-        lines = [f"{name},{red},{green},{blue}" for name, (red, green, blue) in zip(self.classes, self.colours, strict=True)]
+        lines = [
+            f"{name},{red},{green},{blue}" for name, (red, green, blue) in zip(self.classes, self.colours, strict=True)
+        ]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "classes.csv").write_text("\n".join(["name,r,g,b", *lines]) + "\n", encoding="utf-8")
         for name, mask in zip(self.names, self.masks, strict=True):

@@ -367,7 +367,7 @@ class Overlap:
         self.matrix += predictions.sum(dim=0).cpu()
 
     def compute(self) -> dict[str, float]:
-        """Mean IoU over classes that are there or were predicted, pixel accuracy, and "iou/CLASS" of each such class."""
+        """Mean IoU over classes that are there or were predicted, "iou/CLASS" of each of them, and pixel accuracy."""
         right = self.matrix.diagonal().double()
         union = self.matrix.sum(0) + self.matrix.sum(1) - self.matrix.diagonal()
         there = union > 0
@@ -455,8 +455,8 @@ def build(
     names = found.classes or [str(number) for number in range(found.highest() + 1)]
     if len(names) < 2:
         raise ValueError(
-            f"All masks are of one class, {listed(names)}; {IGNORE} means that a pixel counts nowhere. If the masks are "
-            "black and white, put a file classes.txt beside their folder: 'background 0 0 0' and 'object 255 255 255'."
+            f"All masks are of one class, {listed(names)}; {IGNORE} means that a pixel counts nowhere. If the masks "
+            "are black and white, put a file classes.txt beside their folder: 'background 0 0 0' and 'object 255 255 255'."
         )
     return segmenter(
         encoder, classes=names, colours=found.colours, head=head, output_stride=output_stride, image_size=image_size,
@@ -485,9 +485,9 @@ def card(config: Mapping[str, Any], place: snippets.Place) -> TaskCard:
     settings = config["sslzoo"]["settings"]
     height, width = settings["image_size"]
     return TaskCard(
-        what=f"Semantic segmentation: {len(config['label_names'])} classes, images scaled to fit into {height}×{width} "
-        f"pixels. The head {settings['head']} ({decoders.HEADS[settings['head']].paper}) at output stride "
-        f"{settings['output_stride']} on",
+        what=f"Semantic segmentation: {len(config['label_names'])} classes, images scaled to fit into "
+        f"{height}×{width} pixels. The head {settings['head']} ({decoders.HEADS[settings['head']].paper}) at output "
+        f"stride {settings['output_stride']} on",
         snippets=snippets.segmenter_snippets(place),
         limit="It gives every pixel one of its classes, also pixels of none of them.",
         pipeline_tag="image-segmentation",

@@ -144,7 +144,11 @@ def test_both_have_the_same_loss_with_the_same_weights() -> None:
     found = segment.contenders(True, 64)
     (theirs, their_loss), (ours, loss) = found[segment.THEIRS], found[segment.OURS]
     state = theirs.state_dict()
-    for mine, other in (("encoder.model", "backbone"), ("decoder.layers", "classifier"), ("auxiliary", "aux_classifier")):
+    for mine, other in (
+        ("encoder.model", "backbone"),
+        ("decoder.layers", "classifier"),
+        ("auxiliary", "aux_classifier"),
+    ):
         part = ours.get_submodule(mine)
         part.load_state_dict({name: state[f"{other}.{name}"] for name in part.state_dict()})
     for network in (ours, theirs):

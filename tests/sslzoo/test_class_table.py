@@ -60,7 +60,13 @@ def test_the_file_is_beside_the_folders_or_above(tmp_path: Path) -> None:
 def test_the_palette_is_vocs() -> None:
     # as in the development kit's documentation: aeroplane, bicycle, bird, ..., tvmonitor
     colours = palette(256)
-    assert [to_hex([v / 255 for v in c]) for c in colours[:5]] == ["#000000", "#800000", "#008000", "#808000", "#000080"]
+    assert [to_hex([v / 255 for v in c]) for c in colours[:5]] == [
+        "#000000",
+        "#800000",
+        "#008000",
+        "#808000",
+        "#000080",
+    ]
     assert colours[len(VOC) - 1] == (0, 64, 128)
     assert colours[255] == (224, 224, 192)
     assert len(set(colours)) == 256

@@ -41,7 +41,11 @@ class Squares:
             mask[y1:y2, x1:x2] = 7
         boxes = tv_tensors.BoundingBoxes(self.boxes, format="XYXY", canvas_size=self.size)
         labels = torch.arange(len(self.boxes))
-        return Image.fromarray(pixels), {"masks": tv_tensors.Mask(torch.from_numpy(mask)), "boxes": boxes, "labels": labels}
+        return Image.fromarray(pixels), {
+            "masks": tv_tensors.Mask(torch.from_numpy(mask)),
+            "boxes": boxes,
+            "labels": labels,
+        }
 
 
 def samples(data: Squares, seed: int | None, size: tuple[int, int] = (48, 64)) -> JointSamples:

@@ -28,7 +28,9 @@ def write(folder: Path, some: Any, kind: str = "index") -> Path:
     for n, (image, mask) in enumerate(zip(some.images, some.masks, strict=True)):
         for name, pixels in (("images", image), ("masks", mask)):
             (folder / name).mkdir(parents=True, exist_ok=True)
-            picture = Image.fromarray(np.array(COLOURS, dtype=np.uint8)[pixels] if (name, kind) == ("masks", "colour") else pixels)
+            picture = Image.fromarray(
+                np.array(COLOURS, dtype=np.uint8)[pixels] if (name, kind) == ("masks", "colour") else pixels
+            )
             if (name, kind) == ("masks", "palette"):
                 picture.putpalette([value for colour in palette(256) for value in colour])
             picture.save(folder / name / f"{n}.png")
@@ -117,7 +119,9 @@ def test_coco(some: Any, tmp_path: Path) -> None:
     for n in range(4):
         for (x1, y1, x2, y2), label in zip(some.boxes[n], some.labels[n], strict=True):
             outline = [[x1, y1, x2, y1, x2, y2, x1, y2]]
-            rows.append({"id": len(rows), "image_id": n, "category_id": int(label) + 4, "segmentation": outline, "area": 9})
+            rows.append(
+                {"id": len(rows), "image_id": n, "category_id": int(label) + 4, "segmentation": outline, "area": 9}
+            )
     content = {
         "images": [{"id": n, "file_name": f"{n}.png", "height": 64, "width": 64} for n in range(4)],
         "categories": [{"id": 5, "name": "one"}, {"id": 4, "name": "zero"}], "annotations": rows,
@@ -163,7 +167,10 @@ def test_void_and_255_count_nowhere(some: Any) -> None:
 
 def test_black_and_white_masks_by_their_grey_levels(some: Any, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("background 0 0 0\nobject 255 255 255\n")
-    found = open_masks((some.images, [Image.fromarray((m > 0).astype(np.uint8) * 255) for m in some.masks]), classes=tmp_path / "classes.txt")
+    found = open_masks(
+        (some.images, [Image.fromarray((m > 0).astype(np.uint8) * 255) for m in some.masks]),
+        classes=tmp_path / "classes.txt",
+    )
     same(found, (some.masks > 0).astype(np.uint8))
     one_bit = [Image.fromarray(mask > 0) for mask in some.masks]
     same(open_masks((some.images, one_bit)), (some.masks > 0).astype(np.uint8))

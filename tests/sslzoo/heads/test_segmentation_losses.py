@@ -23,7 +23,9 @@ def batch() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("weight", [None, WEIGHT])
 def test_cross_entropy_is_torchs(batch: tuple[Tensor, Tensor], weight: Tensor | None) -> None:
     logits, labels = batch
-    torch.testing.assert_close(cross_entropy(logits, labels, weight), F.cross_entropy(logits, labels, weight, ignore_index=255))
+    torch.testing.assert_close(
+        cross_entropy(logits, labels, weight), F.cross_entropy(logits, labels, weight, ignore_index=255)
+    )
 
 
 @pytest.mark.parametrize("weight", [None, WEIGHT])

@@ -439,7 +439,9 @@ def test_files_of_predictions(model: Segmenter, data: Any, tmp_path: Path) -> No
     with Image.open(tmp_path / "masks" / "1.png") as picture:
         assert np.array_equal(np.asarray(picture), mask)
         assert np.array_equal(np.asarray(picture.convert("RGB")), np.array(model.colours, dtype=np.uint8)[mask])
-    again = sslzoo.open_masks((data.images[:3], sorted((tmp_path / "masks").glob("*.png"))), classes=tmp_path / "masks" / "classes.csv")
+    again = sslzoo.open_masks(
+        (data.images[:3], sorted((tmp_path / "masks").glob("*.png"))), classes=tmp_path / "masks" / "classes.csv"
+    )
     assert (again.classes, again.colours) == (model.classes, model.colours)
     assert np.array_equal(again.mask(1), mask)
     with Image.open(tmp_path / "said.png") as picture:
@@ -453,7 +455,7 @@ def test_mask_files_stay_in_their_folder(model: Segmenter, data: Any, tmp_path: 
     Image.fromarray(data.images[0]).save(tmp_path / "a.png")
     found = model.predict([tmp_path / "a.png"])  # its name is the whole path
     found.save(tmp_path / "out")
-    inside = [path for path in (tmp_path / "out").rglob("*.png")]
+    inside = list((tmp_path / "out").rglob("*.png"))
     assert len(inside) == 1
     assert inside[0].name == "a.png"
 
