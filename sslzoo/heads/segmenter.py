@@ -99,7 +99,7 @@ class Segmenter(nn.Module):
         self.colours = _checked(colours, num_classes)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", None, persistent=False)  # (K,) of the loss
-        self.freeze(False).eval()
+        self.eval()
 
     @property
     def classes(self) -> list[str]:
