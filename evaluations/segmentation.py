@@ -193,7 +193,8 @@ def measure(bench: Bench, jobs: Sequence[Job], file: Path) -> Iterator[Result]:
         said = model.predict(bench.test.images, batch_size=bench.options.batch_size)
         figures = overlap(said, bench.test).compute()
         if bench.options.picture and job.seed == bench.options.seeds[0]:
-            picture(said, bench.test, bench.options.picture, job, subject.name, figures["miou"])
+            part = f"mean IoU {100 * figures['miou']:.1f} % of {len(said)} images of {bench.options.test}"
+            picture(said, bench.test, bench.options.picture, job, f"{job.head} on {subject.name}: {part}")
         for metric in METRICS:
             result = Result(
                 model=subject.name, protocol=PREFIX + job.head, data=bench.data, metric=metric,
@@ -249,7 +250,7 @@ def overlap(said: Segmentations, truth: MaskSet) -> Overlap:
     return meter
 
 
-def picture(said: Segmentations, truth: MaskSet, path: Path, job: Job, name: str, miou: float) -> None:
+def picture(said: Segmentations, truth: MaskSet, path: Path, job: Job, title: str) -> None:
     """Draw some test images, their true classes and the predicted ones, as a PNG file."""
     cells, captions = [], []
     for i in range(0, len(truth), max(1, len(truth) // PICTURED)):
@@ -257,7 +258,6 @@ def picture(said: Segmentations, truth: MaskSet, path: Path, job: Job, name: str
             cells += [(truth.images[i], None), (truth.images[i], truth.mask(i)), (truth.images[i], said.masks[i])]
             captions += [truth.names[i], "ground truth", "prediction"]
     file = path.with_name(f"{path.stem}-{job.head}-{job.start}{path.suffix}")
-    title = f"{job.head} on {name}: mean IoU {100 * miou:.1f} % on the test images"
     plots.overlay_sheet(cells, said.classes, said.colours, file, title, captions=captions)
 
 

@@ -152,6 +152,7 @@ def finetune(
         int | None, typer.Option(help="Segmentation: stride of the coarsest maps, for heads that dilate.")
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Segmentation: cross_entropy, dice, focal, or a+b.")] = None,
+    auxiliary: Annotated[bool, typer.Option("--auxiliary", help="Segmentation: a second head helps training.")] = False,
 ) -> None:
     """Train a model on a few labelled images.
 
@@ -161,8 +162,8 @@ def finetune(
     from sslzoo.heads import build
 
     size = None if image_size is None else _size(image_size)
-    options = {"head": head, "image_size": size, "output_stride": output_stride, "loss": loss}
-    built = build(task, model, data, **{name: value for name, value in options.items() if value is not None})
+    options = {"head": head, "image_size": size, "output_stride": output_stride, "loss": loss, "auxiliary": auxiliary}
+    built = build(task, model, data, **{name: value for name, value in options.items() if value not in (None, False)})
     report = run(
         built, data, val, out=out, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay,
         layer_decay=layer_decay, freeze_encoder=freeze, class_weights="balanced" if balanced else None, seed=seed,

@@ -1,6 +1,7 @@
 """Segmenters: every head learns on every kind of encoder, and what it saves is what it was."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -19,6 +21,7 @@ from sslzoo import Encoder, Segmenter, finetune, weights
 from sslzoo.heads import build, decoders, segmenter
 from sslzoo.heads.decoders import HEADS
 from sslzoo.heads.segmenter import Overlap, confusion
+from sslzoo.model_card import render_model_card
 
 NAMES = ["photograph", "zero", "one"]
 LAYERS = (1, 1, 2, 2)  # blocks of a short ResNet-50
@@ -211,6 +214,40 @@ def test_what_is_saved_is_what_comes_back(head: str, tmp_path: Path) -> None:
     assert (again.encoder_id, again.encoder.config) == (model.encoder_id, model.encoder.config)
     with pytest.raises(weights.WeightsError, match=r"a model for segmentation: sslzoo\.load_model opens it"):
         sslzoo.load(tmp_path)
+
+
+def test_pushed_to_the_hub_and_loaded_from_there(hub_client: None, tmp_path: Path) -> None:
+    model = new("fcn8s", colours=[(1, 2, 3), (4, 5, 6), (7, 8, 9)])
+    nn.init.normal_(model.decoder.scores[0].weight)
+    model.push_to_hub("org/scenes", token="writer")
+    again = sslzoo.load_model("org/scenes")
+    x = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(again(x)["logits"], model(x)["logits"])
+    assert (again.classes, again.colours) == (model.classes, model.colours)
+
+
+def test_its_card_has_code_that_runs(
+    data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = new("fcn8s")
+    model.save_pretrained(tmp_path)
+    config = weights.read_model_config(tmp_path)
+    text = render_model_card("scenes", config)
+    card = ModelCard(text)
+    assert (card.data.pipeline_tag, card.data.library_name) == ("image-segmentation", "sslzoo")
+    for part in ("3 classes, images scaled to fit into 64×64 pixels", "fcn8s (https://arxiv.org/abs/1411.4038)",
+                 "an encoder without a name", "`photograph`, `zero`, `one`"):  # fmt: skip
+        assert part in text
+    assert 'load_model("org/scenes")' in render_model_card("scenes", config, repository="org/scenes")
+    Image.fromarray(data.images[0]).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, scope)
+    assert scope["mask"].shape == (64, 64)
+    assert (tmp_path / "overlay.png").is_file()
+    assert "photo.jpg" in capsys.readouterr().out
 
 
 # Fine-tuning
