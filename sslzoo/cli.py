@@ -163,7 +163,8 @@ def finetune(
 
     size = None if image_size is None else _size(image_size)
     options = {"head": head, "image_size": size, "output_stride": output_stride, "loss": loss, "auxiliary": auxiliary}
-    built = build(task, model, data, **{name: value for name, value in options.items() if value not in (None, False)})
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    built = build(task, model, data, seed=seed, **given)
     report = run(
         built, data, val, out=out, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay,
         layer_decay=layer_decay, freeze_encoder=freeze, class_weights="balanced" if balanced else None, seed=seed,

@@ -449,6 +449,7 @@ def build(
     image_size: int | Size = IMAGE_SIZE,
     loss: str = "cross_entropy",
     auxiliary: bool = False,
+    seed: int = 0,
 ) -> Segmenter:
     """Make a segmenter for the classes of masks; see `segmenter` for the options."""
     found = open_masks(source)
@@ -460,7 +461,7 @@ def build(
         )
     return segmenter(
         encoder, classes=names, colours=found.colours, head=head, output_stride=output_stride, image_size=image_size,
-        loss=loss, auxiliary=auxiliary,
+        loss=loss, auxiliary=auxiliary, seed=seed,
     )  # fmt: skip
 
 

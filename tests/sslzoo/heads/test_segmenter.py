@@ -1,6 +1,7 @@
 """Segmenters: every head learns on every kind of encoder, and what it saves is what it was."""
 
 import json
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -347,6 +348,9 @@ def test_classes_of_data_and_model(data: Any, tmp_path: Path) -> None:
     unnamed.open_training(named)
     assert unnamed.classes == NAMES
     assert build("segmentation", encoder, bare, head="fcn8s").classes == ["0", "1", "2"]
+    drawn = [build("segmentation", encoder, bare, head="fcn", seed=n).decoder.layers[0].weight for n in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
     black = sslzoo.open_masks((data.images, (data.masks > 0).astype(np.uint8) * 255))
     with pytest.raises(ValueError, match=r"All masks are of one class, '0'.*classes\.txt.*'object 255 255 255'"):
         build("segmentation", encoder, black)
@@ -503,6 +507,12 @@ def test_mask_files_stay_in_their_folder(model: Segmenter, data: Any, tmp_path: 
     inside = list((tmp_path / "out").rglob("*.png"))
     assert len(inside) == 1
     assert inside[0].name == "a.png"
+
+
+def test_it_pickles_as_workers_of_other_systems_need_it(model: Segmenter) -> None:
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again.decoder.scores[0].weight, model.decoder.scores[0].weight)
+    assert again.loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64)).item() > 1
 
 
 def test_modules_keep_their_modes(model: Segmenter, data: Any) -> None:
