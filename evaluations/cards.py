@@ -14,7 +14,7 @@ from sslzoo import weights, zoo
 from sslzoo.card import render_card, results_table
 
 from . import low_shot
-from .results import PACKAGED, SEES_LIGHTNESS, Result, latest, read
+from .results import PACKAGED, PIXELS, SEES_LIGHTNESS, TOP_PIXELS, Result, latest, read
 
 CHECKOUT = Path(__file__).parents[1]
 FROZEN = ("linear", "knn")  # protocols that cards and the README's first table show
@@ -99,7 +99,7 @@ def current(results: Sequence[Result], models: Sequence[zoo.ModelInfo]) -> list[
     return [
         row
         for row in results
-        if row.model == "pixels" or row.model.startswith("random:") or digests.get(row.model) == row.sha256
+        if row.model in (PIXELS, TOP_PIXELS) or row.model.startswith("random:") or digests.get(row.model) == row.sha256
     ]
 
 
@@ -107,7 +107,9 @@ def beside(info: zoo.ModelInfo, results: Sequence[Result]) -> list[Result]:
     """Results of one model and, on the same data, of its network with random weights and of raw pixels."""
     data = {row.data for row in results if row.model == info.id}
     kind = SEES_LIGHTNESS if info.input_size[0] == 1 else ""
-    compared = (info.id, f"random:{info.arch}{kind}@{info.input_size[1]}", "pixels")
+    compared = {info.id, f"random:{info.arch}{kind}@{info.input_size[1]}", PIXELS}
+    if info.arch.startswith("tophalf_"):
+        compared.add(TOP_PIXELS)
     return [row for row in results if row.model in compared and row.data in data]
 
 

@@ -41,8 +41,8 @@ _DATA = {
 _PROTOCOLS = {  # column title, and what it is
     "linear": (
         "linear probe",
-        "Linear probe: multinomial logistic regression on the frozen features of the centre view and random crops of "
-        "each training image, weight decay chosen on a tenth of the training images.",
+        "Linear probe: multinomial logistic regression on the frozen features of the centre view{views} of each "
+        "training image, weight decay chosen on a tenth of the training images.",
     ),
     "knn": ("kNN", "kNN: cosine, k = 200, temperature 0.1, features of centre views, nothing chosen."),
 }
@@ -141,9 +141,9 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _title(model: str) -> str:
-    if model == "pixels":
-        return "raw pixels"
     kind, _, rest = model.partition(":")
+    if kind == "pixels":
+        return "raw pixels of the top half" if rest else "raw pixels"
     if kind == "random":
         arch, _, size = rest.partition("@")
         return f"random weights ({arch}, {size} px)"
@@ -244,14 +244,17 @@ def _measured(name: str, results: Sequence[Row]) -> str:
     own = [row for row in results if row["model"] == name]
     if not own:
         return "Not measured yet. `python -m sslzoo_evaluations linear FOLDER --data DATA` does it."
-    protocols = [text for p, (_, text) in _PROTOCOLS.items() if any(row["protocol"] == p for row in own)]
+    cropped = any("views=" in row["settings"] for row in own)
+    views = " and random crops" if cropped else ""
+    protocols = [t.format(views=views) for p, (_, t) in _PROTOCOLS.items() if any(row["protocol"] == p for row in own)]
+    mirrored = " Raw pixels have their mirror image instead of crops." if cropped else ""
     counts = {(row["n_train"], row["n_test"]) for row in results}
     sizes = " or ".join(f"{count(int(n))} training and {count(int(m))} test images" for n, m in sorted(counts))
     commits = sorted({row["commit"] for row in own if row["commit"]})
     measured = f"Measured {max(row['date'] for row in own)}" + (f", commit {', '.join(commits)}" if commits else "")
     return (
         f"{results_table(results)}\n\nThe same protocol for all rows, with {sizes}; the test images decided nothing. "
-        f"{' '.join(protocols)} Raw pixels have their mirror image instead of crops. {measured}."
+        f"{' '.join(protocols)}{mirrored} {measured}."
     )
 
 
