@@ -13,7 +13,7 @@ PACKAGES = {"sslzoo": ROOT / "sslzoo", "sslzoo_training": ROOT / "training", "ss
 # From the bottom up: a module may import those of its own line and of the lines above it in this list.
 ORDER = (
     {"console", "provenance", "zoo", "hub", "weights", "images", "data", "splits", "lab", "transforms", "upstream"}
-    | {"modes", "folding", "knn", "snippets", "mnist_networks", "class_table", "coco", "joint", "masks"},
+    | {"modes", "folding", "knn", "snippets", "mnist_networks", "class_table", "coco", "joint", "masks", "names"},
     {"encoder"},
     {"encoding", "feature_files", "features", "heads", "card", "model_card", "plots", "export"},
     {"probes", "trainer", "finetuning", "publish"},
