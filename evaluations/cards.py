@@ -12,6 +12,7 @@ from typing import Any
 
 from sslzoo import weights, zoo
 from sslzoo.card import render_card, results_table
+from sslzoo.conversion import make_config
 
 from . import low_shot
 from .results import PACKAGED, PIXELS, SEES_LIGHTNESS, TOP_PIXELS, Result, latest, read
@@ -68,7 +69,8 @@ def _rendered(root: Path) -> dict[Path, str]:
     frozen = [row for row in rows if row.protocol in FROZEN]
     texts = {}
     for info in models:
-        config = weights.read_config(root / "sslzoo" / "bundled" / info.id)
+        bundled = root / "sslzoo" / "bundled" / info.id
+        config = make_config(info) if info.upstream else weights.read_config(bundled)
         texts[root / "hub_cards" / f"{info.id}.md"] = _card(info, config, frozen)
     readme = root / "README.md"
     text = _with_table(readme.read_text(encoding="utf-8"), "results", results_table([asdict(row) for row in frozen]))
@@ -78,12 +80,12 @@ def _rendered(root: Path) -> dict[Path, str]:
 
 
 def zoo_cards(org: str) -> dict[str, str]:
-    """Cards for the repositories ORG/ID of all entries of the zoo, by id, with the results that came with the package.
+    """Cards for the repositories ORG/ID of what this project has trained, by id, with the results of the package.
 
     Args:
         org: User or organization on the Hugging Face Hub.
     """
-    models = zoo.list_models()
+    models = [info for info in zoo.list_models() if info.upstream is None]
     rows = [row for row in current(latest(read(PACKAGED)), models) if row.protocol in FROZEN]
     configs = {info.id: weights.read_config(weights.locate(info.id)) for info in models}
     return {info.id: _card(info, configs[info.id], rows, f"{org}/{info.id}") for info in models}

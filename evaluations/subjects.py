@@ -10,7 +10,7 @@ import safetensors.torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sslzoo import weights, zoo
+from sslzoo import originals, weights, zoo
 from sslzoo.data import ImageSet
 from sslzoo.encoder import Encoder, create, load
 from sslzoo.transforms import RandomCrop, conversion, normalise, to_tensor
@@ -76,8 +76,8 @@ def open_subject(model: str, seed: int, images: ImageSet) -> Subject:
     folder = weights.locate(model)
     encoder = load(folder)
     block = encoder.config.get("sslzoo") or {}
-    bundled = folder.parent == weights.BUNDLED
-    name = folder.name if bundled else f"run:{block.get('method')}-{encoder.arch}-{block.get('dataset')}"
+    in_zoo = folder.parent in (weights.BUNDLED, originals.home() / "models")
+    name = folder.name if in_zoo else f"run:{block.get('method')}-{encoder.arch}-{block.get('dataset')}"
     return _subject(name, weights.sha256(folder / weights.WEIGHTS), encoder)
 
 

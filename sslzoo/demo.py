@@ -327,7 +327,7 @@ def _commands(model: str, source: Path, out: Path) -> list[str]:
 
 
 def _left_out(names: Sequence[str]) -> list[str]:
-    rest = [model.id for model in zoo.list_models() if model.id not in names]
+    rest = [model.id for model in zoo.list_models() if model.id not in names and model.source == "bundled"]
     return [f"Not tried, to stay quick: {', '.join(rest)}. Take them with --model ID."] if rest else []
 
 

@@ -13,14 +13,27 @@ PACKAGES = {"sslzoo": ROOT / "sslzoo", "sslzoo_training": ROOT / "training", "ss
 # From the bottom up: a module may import those of its own line and of the lines above it in this list.
 ORDER = (
     {"console", "provenance", "zoo", "hub", "weights", "images", "data", "splits", "lab", "transforms", "upstream"}
-    | {"modes", "folding", "knn", "snippets", "mnist_networks", "class_table", "coco", "joint", "masks", "names"},
+    | {
+        "modes",
+        "names",
+        "folding",
+        "knn",
+        "snippets",
+        "mnist_networks",
+        "resnets",
+        "pickles",
+        "torch_files",
+        "downloads",
+    }
+    | {"class_table", "coco", "joint", "masks"},
     {"encoder"},
     {"encoding", "feature_files", "features", "heads", "card", "model_card", "plots", "export"},
-    {"probes", "trainer", "finetuning", "publish"},
+    {"probes", "trainer", "finetuning", "publish", "conversion"},
+    {"originals"},
     {"cli", "demo", "__main__", "__init__"},
 )
 # What may reach up, inside a function: a method that delegates, as Encoder.embed does.
-REACHES_UP = {("encoder", "features"), ("encoder", "publish"), ("heads", "publish")}
+REACHES_UP = {("encoder", "features"), ("encoder", "publish"), ("heads", "publish"), ("weights", "originals")}
 # The only module of sslzoo that knows the other two packages, inside its functions.
 COMMAND_LINE = {"cli", "__main__"}
 
