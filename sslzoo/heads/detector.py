@@ -140,7 +140,8 @@ class Detector(nn.Module):
         if self.frozen:
             self.encoder.eval()
         for module in self.encoder.modules():
-            if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
+            own = module.parameters(recurse=False)
+            if isinstance(module, _BatchNorm) and not any(parameter.requires_grad for parameter in own):
                 module.eval()
         return self
 
@@ -309,7 +310,10 @@ class Detector(nn.Module):
 
     def collate(self, samples: list[tuple[Tensor, Target]]) -> dict[str, Any]:
         """Images and boxes -> arguments of `forward`."""
-        return {"images": [image for image, _ in samples], "targets": [target for _, target in samples]}
+        return {
+            "images": [_plain(image) for image, _ in samples],
+            "targets": [{key: _plain(value) for key, value in target.items()} for _, target in samples],
+        }
 
     def validate(self, images: list[Tensor], targets: list[Target]) -> tuple[None, Tensor, Tensor]:
         """No loss, which torchvision has in train mode only; the boxes found and the true ones, as the meter has them."""
@@ -471,6 +475,11 @@ def card(config: Mapping[str, Any], place: snippets.Place) -> TaskCard:
         library="sslzoo",
         tags=["sslzoo", "object-detection"],
     )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A tensor that is nothing more, such as a tv_tensor."""
+    return tensor.as_subclass(Tensor)
 
 
 def _freeze_stages(encoder: Encoder, count: int) -> None:
