@@ -24,10 +24,15 @@ _MODULES = {
     "open_boxes": "boxes",
     "Predictions": "heads.predictions",
     "classifier": "heads.classifier",
+    "Segmenter": "heads.segmenter",
+    "Segmentations": "heads.segmentations",
+    "segmenter": "heads.segmenter",
     "load_model": "heads",
     "FinetuneReport": "finetuning",
     "finetune": "finetuning",
+    "MaskSet": "masks",
     "open_images": "data",
+    "open_masks": "masks",
     "read_image": "images",
     "ModelInfo": "zoo",
     "info": "zoo",
@@ -53,7 +58,12 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from sslzoo.heads.detector import Detector as Detector
     from sslzoo.heads.detector import detector as detector
     from sslzoo.heads.predictions import Predictions as Predictions
+    from sslzoo.heads.segmentations import Segmentations as Segmentations
+    from sslzoo.heads.segmenter import Segmenter as Segmenter
+    from sslzoo.heads.segmenter import segmenter as segmenter
     from sslzoo.images import read_image as read_image
+    from sslzoo.masks import MaskSet as MaskSet
+    from sslzoo.masks import open_masks as open_masks
     from sslzoo.probes import EncoderFeatures as EncoderFeatures
     from sslzoo.probes import probe as probe
     from sslzoo.zoo import ModelInfo as ModelInfo

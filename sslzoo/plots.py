@@ -1,4 +1,4 @@
-"""Pictures of results: confusion matrix, bars, curves, contact sheet. Drawn to files, without a display or pyplot.
+"""Pictures of results: confusion matrix, bars, curves, contact sheet, masks. To files, without a display or pyplot.
 
 confusion_picture(matrix, ["cat", "dog"], Path("confusion.png"), title="byol-resnet18 on pets")
 """
@@ -22,6 +22,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 WRONG = "#D55E00"
 ON_IMAGES = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")  # brightest first
 LABEL_LENGTH = 24  # characters; longer names lose their middle
+OVERLAY = 0.6  # of a class's colour over a pixel
 COUNTED = 20  # classes; beyond, the cells are too small for counts
 _CHARACTER = 0.085  # inches; a little more than the mean width at 9 points
 
@@ -205,6 +206,64 @@ def contact_sheet(
         axes.annotate(text, (0.5, 0), (0, -4), "axes fraction", "offset points", ha="center", va="top", fontsize=8,
                       color="black" if right else WRONG)  # fmt: skip
     _save(figure, path, title)
+
+
+def overlay_sheet(
+    cells: Sequence[tuple[Image.Image, Array | None]],
+    classes: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    path: Path,
+    title: str = "",
+    *,
+    captions: Sequence[str] | None = None,
+    columns: int = 3,
+) -> None:
+    """Draw images with the colours of their classes over them in a grid as a PNG file, with a legend.
+
+    Args:
+        cells: Images, each with the class numbers (H, W) of its pixels, or None to show the image alone. Pixels of
+            other numbers than those of the classes stay as they are.
+        classes: Names of the classes; the legend has those that are there.
+        colours: Of the classes, (red, green, blue).
+        path: Where to write the picture; its folder is made.
+        title: Above the picture.
+        captions: Below the cells.
+        columns: Cells in a row, at most.
+
+    Raises:
+        ValueError: No images, or not one caption a cell.
+    """
+    if not cells or len(captions or cells) != len(cells):
+        raise ValueError(f"Needs one caption an image, got {len(cells)} images and {len(captions or ())} captions.")
+    columns = min(columns, len(cells))
+    rows = math.ceil(len(cells) / columns)
+    shape = max(image.height / image.width for image, _ in cells)
+    figure = _figure(3.2 * columns, (3.2 * min(shape, 2) + 0.3) * rows + 1)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    there: set[int] = set()
+    for axes in grid:
+        axes.set_axis_off()
+    for i, (axes, (image, mask)) in enumerate(zip(grid, cells, strict=False)):
+        pixels = np.asarray(image.convert("RGB"))
+        if mask is not None:
+            there |= set(np.unique(mask).tolist())
+            pixels = _overlaid(pixels, mask, colours)
+        axes.imshow(pixels, interpolation="nearest" if max(image.size) < 64 else "antialiased")
+        if captions is not None:
+            axes.set_title(_label(captions[i], 40), y=-0.02, va="top", fontsize=8)
+    named = [k for k in range(len(classes)) if k in there]
+    handles = [Patch(color=[value / 255 for value in colours[k]], label=_label(classes[k])) for k in named]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), frameon=False)
+    _save(figure, path, title)
+
+
+def _overlaid(pixels: Array, mask: Array, colours: Sequence[tuple[int, int, int]]) -> Array:
+    """Pixels (H, W, 3) with `OVERLAY` parts of their classes' colours."""
+    known = mask < len(colours)
+    over = np.asarray(colours)[np.where(known, mask, 0)]
+    mixed = (1 - OVERLAY) * pixels + OVERLAY * over
+    return np.where(known[..., None], np.rint(mixed).astype(np.uint8), pixels)
 
 
 def boxes_picture(

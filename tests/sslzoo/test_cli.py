@@ -180,6 +180,31 @@ def test_finetune_and_predict(photos, tmp_path):
     assert len(lines) == 2
 
 
+def test_finetune_and_predict_segmentation(scenes, tmp_path):
+    data = scenes(5)
+    for name, arrays in (("images", data.images), ("masks", data.masks)):
+        (tmp_path / "scenes" / name).mkdir(parents=True)
+        for n, pixels in enumerate(arrays):
+            Image.fromarray(pixels).save(tmp_path / "scenes" / name / f"{n}.png")
+    (tmp_path / "scenes" / "classes.txt").write_text("photograph\nzero\none\n")
+    run = str(tmp_path / "run")
+    words = ["finetune", "segmentation", BYOL, str(tmp_path / "scenes"), "-o", run, "--steps", "2", "--batch-size", "2",
+             "--head", "fcn8s", "--image-size", "48x64", "--loss", "dice", "--device", "cpu"]  # fmt: skip
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    assert "132 of 132 encoder tensors" in result.output
+    assert "sslzoo predict" in result.stdout
+    for out in ("m.png", "m.json", "masks"):
+        result = call("predict", run, str(tmp_path / "scenes" / "images"), "-o", str(tmp_path / out))
+        assert result.exit_code == 0, result.output
+        assert "0.png" in result.stdout
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 5
+    assert_error(call(*words[:2], *words[2:-2], "--output-stride", "8"), "Head fcn8s takes output_stride 32, got 8")
+    wrong = [word if word != "48x64" else "big" for word in words]
+    assert call(*wrong).exit_code == 2
+    assert_error(call("finetune", "classification", *words[2:]), "Classification knows no head, image_size, loss")
+
+
 def test_finetune_and_predict_errors(model, photos, tmp_path):
     run = str(tmp_path / "run")
     assert_error(call("finetune", "classifying", model, photos, "-o", run), "Unknown task 'classifying'. There is: cla")

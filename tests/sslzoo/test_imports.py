@@ -12,8 +12,22 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"sslzoo": ROOT / "sslzoo", "sslzoo_training": ROOT / "training", "sslzoo_evaluations": ROOT / "evaluations"}
 # From the bottom up: a module may import those of its own line and of the lines above it in this list.
 ORDER = (
-    {"console", "provenance", "zoo", "hub", "weights", "images", "data", "splits", "lab", "transforms", "upstream"}
-    | {"modes", "knn", "snippets", "mnist_networks"},
+    {
+        "console",
+        "provenance",
+        "zoo",
+        "hub",
+        "weights",
+        "images",
+        "data",
+        "masks",
+        "splits",
+        "lab",
+        "joint",
+        "transforms",
+        "upstream",
+    }
+    | {"modes", "knn", "snippets", "mnist_networks", "class_table", "coco"},
     {"encoder"},
     {"encoding", "feature_files", "features", "heads", "card", "model_card", "plots", "export"},
     {"probes", "trainer", "finetuning", "publish"},
