@@ -40,9 +40,10 @@ from .results import Result
 from .subjects import EvaluationError, Subject, open_subject
 
 SEEDS = (0, 1, 2)
-STEPS = 300
-BATCH = 8
+STEPS = 500
+BATCH = 4
 IMAGE_SIZE = 240
+PROPOSALS = 128
 LR = {"pretrained": 1e-3, "scratch": 1e-3}
 LAYER_DECAY = {"pretrained": 0.8, "scratch": 1.0}  # random layers have nothing to keep
 FROZEN_NORMS = {"pretrained": True, "scratch": False}
@@ -98,7 +99,7 @@ class Bench:
         """What results.csv says of a job's settings."""
         start = job.start
         return (
-            f"image_size={self.image_size} steps={self.steps} batch_size={self.batch_size} lr={LR[start]:g} "
+            f"image_size={self.image_size} proposals={PROPOSALS} steps={self.steps} batch_size={self.batch_size} lr={LR[start]:g} "
             f"weight_decay={WEIGHT_DECAY:g} layer_decay={LAYER_DECAY[start]:g} frozen_norms={FROZEN_NORMS[start]}"
         )
 
@@ -199,7 +200,7 @@ def trained(bench: Bench, subject: Subject, job: Job) -> Detector:
     assert isinstance(subject.encode, Encoder)
     model = detector(
         subject.encode, classes=bench.train.classes, head=job.head, image_size=bench.image_size,
-        frozen_norms=FROZEN_NORMS[job.start], seed=job.seed,
+        proposals=PROPOSALS, frozen_norms=FROZEN_NORMS[job.start], seed=job.seed,
     )  # fmt: skip
     with TemporaryDirectory() as folder:
         finetune(

@@ -197,8 +197,8 @@ def _arrays(images: ImageSet, boxes: Sequence[Any], labels: Sequence[Any], box_f
         )
     rows = []
     for i, (array, names) in enumerate(zip(boxes, labels, strict=True)):
-        values = np.asarray(array, dtype=np.float64).reshape(-1, 4) if np.size(array) else np.zeros((0, 4))
-        if len(values) != len(names) or np.size(array) not in (0, 4 * len(names)):
+        values = np.asarray(array, dtype=np.float64) if np.size(array) else np.zeros((0, 4))
+        if values.shape != (len(names), 4):
             raise ValueError(f"Image {i} has boxes of shape {np.shape(array)} for {len(names)} labels: needs (n, 4).")
         rows.append([RawBox(str(name), _xyxy(row, box_format)) for name, row in zip(names, values.tolist(), strict=True)])
     numbers = all(isinstance(name, (int, np.integer)) for names in labels for name in names)

@@ -4,8 +4,10 @@ Each takes a list of images (C, H, W) in [0, 1], of any sizes, which it resizes 
 classes, with the encoder's maps below, its mean and std, and anchors that fit the size of the images.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
@@ -25,6 +28,27 @@ RATIOS = (0.5, 1.0, 2.0)
 LEVELS = 5  # of the pyramids, with those that a pyramid adds on top of the encoder's
 MIN_SCORE = 0.05  # of what is returned; average precision counts weak answers too
 MOST = 100  # boxes an image, as COCO counts them
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a detector is built: see `detector.detector`.
+
+    Attributes:
+        head: A name of `HEADS`.
+        image_size: Shorter side that images are resized to, pixels.
+        width: Channels of the feature pyramid.
+        proposals: Boxes an image that the second stage of Faster R-CNN learns from in a step.
+        frozen_stages: Feature maps, counted from the finest, that do not learn.
+        frozen_norms: Whether batch norms of the encoder stay as they are.
+    """
+
+    head: str
+    image_size: int
+    width: int
+    proposals: int
+    frozen_stages: int
+    frozen_norms: bool
 
 
 class Pyramid(nn.Module):
@@ -98,33 +122,35 @@ def pyramid_width(encoder: Encoder) -> int:
     return min(256, encoder.channels[-1] // 2) if encoder.channels else 256
 
 
-def faster_rcnn(encoder: Encoder, num_classes: int, image_size: int, width: int) -> FasterRCNN:
+def faster_rcnn(encoder: Encoder, num_classes: int, settings: Settings) -> FasterRCNN:
     """Faster R-CNN with a feature pyramid (Ren et al. 2015, arXiv:1506.01497; Lin et al. 2017, arXiv:1612.03144)."""
-    sizes = tuple((size,) for size in _anchor_sizes(image_size))
+    sizes = tuple((size,) for size in _pyramid_anchors(settings.image_size))
     return FasterRCNN(
-        Pyramid(encoder, (4, 8, 16, 32), width, LastLevelMaxPool()),
+        Pyramid(encoder, (4, 8, 16, 32), settings.width, LastLevelMaxPool()),
         rpn_anchor_generator=AnchorGenerator(sizes, (RATIOS,) * LEVELS),
-        box_head=TwoMLPHead(width * 7**2, 4 * width),
-        box_predictor=FastRCNNPredictor(4 * width, num_classes + 1),  # class 0 is the background
+        box_head=TwoMLPHead(settings.width * 7**2, 4 * settings.width),
+        box_predictor=FastRCNNPredictor(4 * settings.width, num_classes + 1),  # class 0 is the background
+        box_batch_size_per_image=settings.proposals,
         box_score_thresh=MIN_SCORE,
-        **_input(encoder, image_size),
+        **_input(encoder, settings.image_size),
     )
 
 
-def faster_rcnn_c4(encoder: Encoder, num_classes: int, image_size: int, width: int) -> FasterRCNN:
+def faster_rcnn_c4(encoder: Encoder, num_classes: int, settings: Settings) -> FasterRCNN:
     """Faster R-CNN as papers on self-supervision use it, such as He et al. 2020, arXiv:1911.05722 (Sec. 4.2).
 
-    One map of stride 16; the last stage of the ResNet sees each box of it. `width` has nothing to decide.
+    One map of stride 16; the last stage of the ResNet sees each box of it. The width has nothing to decide.
     """
     return FasterRCNN(
         Trunk(encoder),
-        rpn_anchor_generator=AnchorGenerator((tuple(_anchor_sizes(image_size)),), (RATIOS,)),
+        rpn_anchor_generator=AnchorGenerator((tuple(_anchors(settings.image_size / USUAL_SIZE)),), (RATIOS,)),
         box_roi_pool=MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=2),
         # a function, since the stage already is a part of the encoder: its tensors must not be there twice
         box_head=partial(_last_stage, encoder),
         box_predictor=FastRCNNPredictor(encoder.channels[-1], num_classes + 1),
+        box_batch_size_per_image=settings.proposals,
         box_score_thresh=MIN_SCORE,
-        **_input(encoder, image_size),
+        **_input(encoder, settings.image_size),
     )
 
 
@@ -135,34 +161,50 @@ def _last_stage(encoder: Encoder, boxes: Tensor) -> Tensor:
     return features
 
 
-def retinanet(encoder: Encoder, num_classes: int, image_size: int, width: int) -> RetinaNet:
-    """RetinaNet (Lin et al. 2017, arXiv:1708.02002)."""
+def retinanet(encoder: Encoder, num_classes: int, settings: Settings) -> RetinaNet:
+    """RetinaNet (Lin et al. 2017, arXiv:1708.02002), with the head of torchvision's second version.
+
+    That is group norm and GIoU: without a norm, the papers' initial weights of std 0.01 let a thin head pass nothing on.
+    """
     thirds = [2 ** (n / 3) for n in range(3)]
-    sizes = tuple(tuple(size * third for third in thirds) for size in _anchor_sizes(image_size))
+    sizes = tuple(tuple(size * third for third in thirds) for size in _pyramid_anchors(settings.image_size))
+    norm = partial(nn.GroupNorm, math.gcd(32, settings.width))
+    head = RetinaNetHead(settings.width, len(thirds) * len(RATIOS), num_classes, norm_layer=norm)
+    head.regression_head._loss_type = "giou"
     return RetinaNet(
-        Pyramid(encoder, (8, 16, 32), width, LastLevelP6P7(width, width)),
+        Pyramid(encoder, (8, 16, 32), settings.width, LastLevelP6P7(settings.width, settings.width)),
         num_classes,
         anchor_generator=AnchorGenerator(sizes, (RATIOS,) * LEVELS),
+        head=head,
         score_thresh=MIN_SCORE,
         detections_per_img=MOST,
-        **_input(encoder, image_size),
+        **_input(encoder, settings.image_size),
     )
 
 
-def fcos(encoder: Encoder, num_classes: int, image_size: int, width: int) -> FCOS:
+def fcos(encoder: Encoder, num_classes: int, settings: Settings) -> FCOS:
     """FCOS (Tian et al. 2019, arXiv:1904.01355). It has points instead of anchors: one for each place of a map."""
     return FCOS(
-        Pyramid(encoder, (8, 16, 32), width, LastLevelP6P7(width, width)),
+        Pyramid(encoder, (8, 16, 32), settings.width, LastLevelP6P7(settings.width, settings.width)),
         num_classes,
         score_thresh=MIN_SCORE,
         detections_per_img=MOST,
-        **_input(encoder, image_size),
+        **_input(encoder, settings.image_size),
     )
 
 
-def _anchor_sizes(image_size: int) -> list[float]:
-    """Sides of the anchors of each level: the same parts of an image whatever its size."""
-    return [SMALLEST_ANCHOR * image_size / USUAL_SIZE * 2**n for n in range(LEVELS)]
+def _anchors(scale: float) -> list[float]:
+    """Sides of anchors in pixels, each twice the one before; `scale` is 1 for images of the usual size."""
+    return [SMALLEST_ANCHOR * scale * 2**n for n in range(LEVELS)]
+
+
+def _pyramid_anchors(image_size: int) -> list[float]:
+    """Sides of the anchors of each level of a pyramid, pixels.
+
+    Objects are smaller in smaller images, but the strides of the maps stay: anchors in proportion would put most objects
+    on maps of a few places only. So anchors shrink by the root of what the image does.
+    """
+    return _anchors(math.sqrt(image_size / USUAL_SIZE))
 
 
 def _input(encoder: Encoder, image_size: int) -> dict[str, Any]:
@@ -180,8 +222,7 @@ def longer_side(image_size: int) -> int:
     return round(image_size * USUAL_LONGER_SIZE / USUAL_SIZE)
 
 
-Build = Callable[[Encoder, int, int, int], nn.Module]
-HEADS: dict[str, Build] = {
+HEADS: dict[str, Callable[[Encoder, int, Settings], nn.Module]] = {
     "faster-rcnn": faster_rcnn,
     "faster-rcnn-c4": faster_rcnn_c4,
     "retinanet": retinanet,

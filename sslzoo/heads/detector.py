@@ -7,7 +7,7 @@ sslzoo.load_model("run").predict("cells.jpg")
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +29,7 @@ from sslzoo.data import ImageSet, open_images
 from sslzoo.encoder import Encoder, build_network
 from sslzoo.heads import Defaults, TaskCard, common
 from sslzoo.heads.average_precision import AveragePrecision, packed
-from sslzoo.heads.detection_networks import HEADS, WITH_BACKGROUND, longer_side, pyramid_width
+from sslzoo.heads.detection_networks import HEADS, WITH_BACKGROUND, Settings, longer_side, pyramid_width
 from sslzoo.heads.detections import Detections, Found
 from sslzoo.heads.reading import read_batches
 from sslzoo.joint import JointSamples, Target
@@ -44,25 +44,6 @@ LEAST_PART = 0.7  # of each side of an image, that a training view shows
 COLOURS = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}  # random changes of training views, as parts
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a detector is built: see `detector`.
-
-    Attributes:
-        head: A name of `detection_networks.HEADS`.
-        image_size: Shorter side that images are resized to, pixels.
-        width: Channels of the feature pyramid.
-        frozen_stages: Feature maps, counted from the finest, that do not learn.
-        frozen_norms: Whether batch norms of the encoder stay as they are.
-    """
-
-    head: str
-    image_size: int
-    width: int
-    frozen_stages: int
-    frozen_norms: bool
 
 
 class Detector(nn.Module):
@@ -100,7 +81,7 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes, self.settings = num_classes, settings
-        self.network: Any = HEADS[settings.head](encoder, num_classes, settings.image_size, settings.width)
+        self.network: Any = HEADS[settings.head](encoder, num_classes, settings)
         self.encoder_id = encoder_id
         self.finetuning = dict(finetuning or {})
         self._first = int(settings.head in WITH_BACKGROUND)  # number of class 0 within the network
@@ -332,16 +313,16 @@ class Detector(nn.Module):
 class Whole(Dataset[tuple[Tensor, Target]]):
     """Whole images, uint8 (C, H, W), with all their boxes and which of them are crowds."""
 
-    def __init__(self, images: BoxSet, convert: Callable[[Image.Image], Image.Image]) -> None:
-        self.images, self.convert = images, convert
+    def __init__(self, data: BoxSet, convert: Callable[[Image.Image], Image.Image]) -> None:
+        self.data, self.convert = data, convert
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.data)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Target]:
-        boxes = self.images.boxes[i]
+        image, boxes = self.data.images[i], self.data.boxes[i]
         target = {"boxes": boxes.xyxy, "labels": boxes.labels, "crowd": boxes.crowd}
-        return to_tensor(self.convert(self.images[i])), {key: torch.from_numpy(value) for key, value in target.items()}
+        return to_tensor(self.convert(image)), {key: torch.from_numpy(value) for key, value in target.items()}
 
 
 class RandomPart(v2.Transform):  # type: ignore[misc]
@@ -387,6 +368,7 @@ def detector(
     head: str = "faster-rcnn",
     image_size: int = IMAGE_SIZE,
     width: int | None = None,
+    proposals: int = 512,
     frozen_stages: int = 0,
     frozen_norms: bool | None = None,
     seed: int = 0,
@@ -402,6 +384,8 @@ def detector(
         image_size: Shorter side, in pixels, that images are resized to; the longer one is at most 5/3 of that. Anchors
             are in proportion.
         width: Channels of the feature pyramid; None takes 256, less on a thin encoder.
+        proposals: Boxes an image that the second stage of Faster R-CNN learns from in a step. The papers' 512 are half of the
+            cost of a step on a CPU, where 128 will do.
         frozen_stages: So many of the encoder's feature maps, counted from the finest, do not learn: with a ResNet 1 is the
             stem, 2 the stem and layer1, as Detectron has it.
         frozen_norms: Keep batch norms of the encoder as they are, statistics and all. None does so if it is pretrained.
@@ -429,7 +413,7 @@ def detector(
         raise ValueError(f"frozen_stages must be 0 to {len(found.channels)} for {found.arch}, got {frozen_stages}.")
     pretrained = found.config["sslzoo"].get("source") != "random"
     settings = Settings(
-        head, image_size, width or pyramid_width(found), frozen_stages,
+        head, image_size, width or pyramid_width(found), proposals, frozen_stages,
         pretrained if frozen_norms is None else frozen_norms,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

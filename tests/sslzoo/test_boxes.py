@@ -16,7 +16,7 @@ from sslzoo.data import EmptyDatasetError
 
 SIZE = (60, 40)  # width, height
 # (class, left, top, right, bottom) of the boxes of three images, the last of which has none
-TRUTH = [[("cat", 3, 4, 23, 34), ("dog", 30, 0, 60, 40)], [("dog", 5, 5, 6, 7)], []]
+TRUTH = [[("cat", 3, 4, 23, 34), ("dog", 30, 0, 60, 40)], [("dog", 5, 5, 8, 7)], []]
 NAMES = ["cat", "dog"]
 
 

@@ -27,7 +27,7 @@ ORDER = (
         "transforms",
         "upstream",
     }
-    | {"modes", "knn", "snippets", "mnist_networks", "class_table", "coco"},
+    | {"modes", "knn", "snippets", "mnist_networks", "class_table", "coco", "boxes", "box_files"},
     {"encoder"},
     {"encoding", "feature_files", "features", "heads", "card", "model_card", "plots", "export"},
     {"probes", "trainer", "finetuning", "publish"},
