@@ -70,7 +70,7 @@ class Scenes:
     labels: list[np.ndarray]
 
 
-def _scenes(count: int, side: int = 64, tile: int = 28, seed: int = 0) -> Scenes:
+def _scenes(count: int, side: int = 64, tile: int = 28, grid: int = 1, seed: int = 0) -> Scenes:
     rng = np.random.default_rng(seed)
     photographs, digits = load_sample_images().images, load_digits()
     images, masks, boxes, labels = [], [], [], []
@@ -81,7 +81,8 @@ def _scenes(count: int, side: int = 64, tile: int = 28, seed: int = 0) -> Scenes
         mask, found = np.zeros((side, side), dtype=np.uint8), []
         for label, left in enumerate((0, side // 2)):  # a zero in the left half, a one in the right
             digit = rng.choice(digits.images[digits.target == label])
-            top, start = rng.integers(0, side - tile), left + rng.integers(0, side // 2 - tile + 1)
+            top = grid * rng.integers(0, (side - tile) // grid + 1)
+            start = left + grid * rng.integers(0, (side // 2 - tile) // grid + 1)
             pixels = np.asarray(Image.fromarray((digit * 15).astype(np.uint8)).resize((tile, tile), 0))
             image[top : top + tile, start : start + tile] = pixels[..., None]
             mask[top : top + tile, start : start + tile] = label + 1
@@ -95,7 +96,10 @@ def _scenes(count: int, side: int = 64, tile: int = 28, seed: int = 0) -> Scenes
 
 @pytest.fixture(scope="session")
 def scenes() -> Callable[..., Scenes]:
-    """`scenes(count, side=64, tile=28, seed=0)`: photographs, each with a zero and a one pasted on it as squares."""
+    """`scenes(count, side=64, tile=28, grid=1, seed=0)`: photographs with a zero and a one pasted on as squares.
+
+    Corners of the squares are multiples of `grid` pixels.
+    """
     return _scenes
 
 

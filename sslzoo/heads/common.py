@@ -7,6 +7,7 @@ import torch
 
 from sslzoo import zoo
 from sslzoo.encoder import Encoder
+from sslzoo.modes import evaluating
 
 
 def encoder_name(name_or_folder: str | Path) -> str:
@@ -48,7 +49,7 @@ def freeze(encoder: Encoder, frozen: bool, *, maps: bool) -> None:
     parameter = next(encoder.parameters())
     images = parameter.new_zeros(1, *encoder.input_size)
     parameters = list(encoder.parameters())
-    with torch.enable_grad():
+    with evaluating(encoder), torch.enable_grad():
         output = encoder.feature_maps(images)[-1].sum()
         gradients = torch.autograd.grad(output, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):

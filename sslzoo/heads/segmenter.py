@@ -99,7 +99,7 @@ class Segmenter(nn.Module):
         self.colours = _checked(colours, num_classes)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", None, persistent=False)  # (K,) of the loss
-        self.freeze(False).eval()
+        self.eval()
 
     @property
     def classes(self) -> list[str]:
@@ -456,7 +456,7 @@ def build(
     if len(names) < 2:
         raise ValueError(
             f"All masks are of one class, {listed(names)}; {IGNORE} means that a pixel counts nowhere. If the masks "
-            "are black and white, put a file classes.txt beside their folder: 'background 0 0 0' and 'object 255 255 255'."
+            "are black and white, put a file classes.txt beside them: 'background 0 0 0' and 'object 255 255 255'."
         )
     return segmenter(
         encoder, classes=names, colours=found.colours, head=head, output_stride=output_stride, image_size=image_size,

@@ -39,7 +39,8 @@ class Squares:
         for x1, y1, x2, y2 in self.boxes:
             pixels[y1:y2, x1:x2] = RED
             mask[y1:y2, x1:x2] = 7
-        boxes = tv_tensors.BoundingBoxes(self.boxes, format="XYXY", canvas_size=self.size)
+        corners = torch.tensor(self.boxes, dtype=torch.float32).reshape(-1, 4)
+        boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=self.size)
         labels = torch.arange(len(self.boxes))
         return Image.fromarray(pixels), {
             "masks": tv_tensors.Mask(torch.from_numpy(mask)),

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.segmentation.deeplabv3 import _deeplabv3_resnet
+from torchvision.models.segmentation.fcn import _fcn_resnet
 
 import sslzoo
 from sslzoo import Encoder, Segmenter, finetune, weights
@@ -19,6 +21,7 @@ from sslzoo.heads.decoders import HEADS
 from sslzoo.heads.segmenter import Overlap, confusion
 
 NAMES = ["photograph", "zero", "one"]
+LAYERS = (1, 1, 2, 2)  # blocks of a short ResNet-50
 FAST = {"device": "cpu", "progress": False, "num_workers": 0}
 
 
@@ -32,9 +35,9 @@ def data(scenes: Callable[..., Any]) -> Any:
     return scenes(8)
 
 
-def new(head: str = "fcn", arch: str = "resnet18quarter", **options: Any) -> Segmenter:
+def new(head: str = "fcn", arch: str = "resnet18quarter", image_size: int = 64, **options: Any) -> Segmenter:
     encoder = sslzoo.create(arch, seed=0, image_size=64, **options.pop("model_args", {}))
-    return sslzoo.segmenter(encoder, classes=NAMES, head=head, image_size=64, **options)
+    return sslzoo.segmenter(encoder, classes=NAMES, head=head, image_size=image_size, **options)
 
 
 def batch(model: Segmenter, data: Any, count: int = 8) -> dict[str, Tensor]:
@@ -50,14 +53,14 @@ def miou(model: Segmenter, inputs: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head_overfits_a_handful_of_scenes(head: str, data: Any) -> None:
-    model = new(head)
-    inputs = batch(model, data, 4)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    assert miou(model, inputs) < 0.6
-    for step in range(80):
+def test_every_head_overfits_a_handful_of_scenes(head: str, scenes: Callable[..., Any]) -> None:
+    model = new(head, image_size=32)
+    inputs = batch(model, scenes(4, side=32, tile=16, grid=8), 4)
+    optimizer = torch.optim.AdamW(model.parameters(), 6e-3)
+    assert miou(model, inputs) < 0.5
+    for step in range(30):
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * min(1, (step + 1) / 10) * (1 - step / 80)
+            group["lr"] = 6e-3 * min(1, (step + 1) / 10) * (1 - step / 30)
         model.train()(**inputs)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -68,18 +71,18 @@ def test_every_head_overfits_a_handful_of_scenes(head: str, data: Any) -> None:
     ("arch", "head"),
     [("resnet18quarter", head) for head in HEADS]
     + [("convnext_atto", head) for head in HEADS if head != "deeplabv3plus"]
-    + [("vgg11_bn", head) for head in ("fcn8s", "unet", "fpn", "upernet")]
+    + [("vgg11_bn", head) for head in ("fcn8s", "unet")]
     + [("resnet50", "deeplabv3")],
 )
 def test_gradients_reach_every_parameter_that_learns(arch: str, head: str) -> None:
-    args = {"channels": (8, 16, 16, 32)} if arch == "resnet50" else {"dims": (8, 16, 24, 32)} if "conv" in arch else {}
-    model = new(head, arch, auxiliary=True, model_args=args).train()
+    args = {"channels": (8, 16, 24, 32)} if arch == "resnet50" else {"dims": (8, 16, 24, 32)} if "conv" in arch else {}
+    model = new(head, arch, auxiliary=True, model_args=args).freeze(False).train()
     for layer in model.decoder.modules():  # FCN-8s starts at zero, and passes no gradient on in its first step
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=0.1)
-    images, labels = torch.randn(2, 3, 64, 96), torch.randint(0, 3, (2, 64, 96))
+    images, labels = torch.randn(2, 3, 32, 64), torch.randint(0, 3, (2, 32, 64))
     out = model(images, labels)
-    assert out["logits"].shape == (2, 3, 64, 96)
+    assert out["logits"].shape == (2, 3, 32, 64)
     out["loss"].backward()
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (parameter.grad is not None), name
@@ -105,8 +108,8 @@ def test_a_frozen_encoder_keeps_its_weights_and_statistics(data: Any) -> None:
 @pytest.mark.parametrize("stride", [8, 16])
 def test_dilation_is_torchvisions(stride: int) -> None:
     dilate = [False, stride == 8, True]
-    theirs = torchvision.models.resnet50(replace_stride_with_dilation=dilate).eval()
-    encoder = sslzoo.create("resnet50", seed=0, image_size=64)
+    theirs = ResNet(Bottleneck, LAYERS, replace_stride_with_dilation=dilate).eval()
+    encoder = sslzoo.create("resnet50", seed=0, image_size=64, layers=LAYERS)
     theirs.load_state_dict(encoder.model.state_dict(), strict=False)
     mine = decoders.prepared(encoder, "deeplabv3", stride)
     assert mine.reductions[-1] == stride
@@ -121,17 +124,16 @@ def test_dilation_is_torchvisions(stride: int) -> None:
 
 @pytest.mark.parametrize("head", ["fcn", "deeplabv3"])
 def test_torchvisions_own_network_gives_the_same(head: str) -> None:
-    encoder = sslzoo.create("resnet50", seed=0, image_size=64)
+    encoder = sslzoo.create("resnet50", seed=0, image_size=64, layers=LAYERS)
     model = sslzoo.segmenter(encoder, 5, head=head, auxiliary=True, image_size=64)
-    make = torchvision.models.segmentation
-    theirs = (make.fcn_resnet50 if head == "fcn" else make.deeplabv3_resnet50)(
-        weights=None, weights_backbone=None, num_classes=5, aux_loss=True
-    ).eval()
+    network = ResNet(Bottleneck, LAYERS, replace_stride_with_dilation=[False, True, True])
+    make = _fcn_resnet if head == "fcn" else _deeplabv3_resnet  # what fcn_resnet50 and deeplabv3_resnet50 call
+    theirs = make(network, 5, aux=True).eval()
     state = {f"backbone.{name}": tensor for name, tensor in model.encoder.model.state_dict().items()}
     state |= {f"classifier.{name}": tensor for name, tensor in model.decoder.layers.state_dict().items()}
     state |= {f"aux_classifier.{name}": tensor for name, tensor in model.auxiliary.state_dict().items()}
     theirs.load_state_dict(state)
-    x, labels = torch.randn(2, 3, 64, 96), torch.randint(0, 5, (2, 64, 96))
+    x, labels = torch.randn(1, 3, 32, 64), torch.randint(0, 5, (1, 32, 64))
     with torch.inference_mode():
         out = theirs(x)
         torch.testing.assert_close(model(x)["logits"], out["out"])
@@ -223,15 +225,16 @@ def write(folder: Path, data: Any) -> Path:
     return folder
 
 
-def test_it_learns_and_the_run_is_a_model(data: Any, tmp_path: Path) -> None:
+def test_it_learns_and_the_run_is_a_model(scenes: Callable[..., Any], tmp_path: Path) -> None:
+    data = scenes(8, side=32, tile=16, grid=8)
     root = write(tmp_path / "scenes", data)
     (root / "masks" / "0.png").unlink()
-    model = build("segmentation", "byol-resnet18quarter-cifar10", root, head="fcn8s", image_size=64)
-    report = finetune(model, root, out=tmp_path / "run", epochs=12, batch_size=4, lr=5e-3, **FAST)
+    model = build("segmentation", "byol-resnet18quarter-cifar10", root, head="fcn8s", image_size=32)
+    report = finetune(model, root, out=tmp_path / "run", epochs=10, batch_size=3, lr=1e-2, **FAST)
     assert (report.task, report.n_train, report.n_val) == ("segmentation", 6, 1)
     assert report.remarks[0] == "left out, without a mask: 1 images, such as 0.png"
     losses = [entry["loss"] for entry in report.history if "loss" in entry]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.75 * losses[0]
     assert {"miou", "pixel_accuracy", "loss", "iou/zero"} <= set(report.metrics)
     assert "miou" in str(report)
     assert "iou/zero" not in str(report)
@@ -248,7 +251,7 @@ def test_it_learns_and_the_run_is_a_model(data: Any, tmp_path: Path) -> None:
     assert str(tmp_path) not in card + json.dumps(config)
     found = again.predict(data.images)
     right = np.mean([np.mean(mask == wanted) for mask, wanted in zip(found.masks, data.masks, strict=True)])
-    assert right > 0.75  # 62 % are photograph
+    assert right > 0.7  # half of the pixels are photograph
 
 
 def test_the_metric_of_validation_is_that_of_all_pixels(data: Any, tmp_path: Path) -> None:
@@ -376,11 +379,16 @@ def test_the_metric_is_that_of_torchmetrics() -> None:
 
 
 @pytest.fixture(scope="module")
-def model() -> Segmenter:
-    model = new("fcn8s")
-    with torch.no_grad():
-        for score in model.decoder.scores:
-            nn.init.normal_(score.weight, generator=torch.Generator().manual_seed(0))
+def model(data: Any) -> Segmenter:
+    """One that has learnt a little: it tells several classes."""
+    torch.set_num_threads(1)
+    model = new("fcn8s").train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    inputs = batch(model, data, 4)
+    for _ in range(12):
+        model(**inputs)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
     return model.eval()
 
 
