@@ -25,6 +25,7 @@ from sslzoo.encoder import Encoder
 USUAL_SIZE, USUAL_LONGER_SIZE = 800, 1333
 SMALLEST_ANCHOR = 32  # pixels at that size
 RATIOS = (0.5, 1.0, 2.0)
+WIDTH_STEP = 32  # FCOS normalises in 32 groups
 LEVELS = 5  # of the pyramids, with those that a pyramid adds on top of the encoder's
 MIN_SCORE = 0.05  # of what is returned; average precision counts weak answers too
 MOST = 100  # boxes an image, as COCO counts them
@@ -118,8 +119,9 @@ def _position(encoder: Encoder, stride: int) -> int:
 
 
 def pyramid_width(encoder: Encoder) -> int:
-    """Channels of a pyramid that suit an encoder: the papers' 256, less on a thin one."""
-    return min(256, encoder.channels[-1] // 2) if encoder.channels else 256
+    """Channels of a pyramid that suit an encoder: the papers' 256, less on a thin one; a multiple of `WIDTH_STEP`."""
+    half = encoder.channels[-1] // 2 if encoder.channels else 256
+    return min(256, max(WIDTH_STEP, half // WIDTH_STEP * WIDTH_STEP))
 
 
 def faster_rcnn(encoder: Encoder, num_classes: int, settings: Settings) -> FasterRCNN:
@@ -168,7 +170,7 @@ def retinanet(encoder: Encoder, num_classes: int, settings: Settings) -> RetinaN
     """
     thirds = [2 ** (n / 3) for n in range(3)]
     sizes = tuple(tuple(size * third for third in thirds) for size in _pyramid_anchors(settings.image_size))
-    norm = partial(nn.GroupNorm, math.gcd(32, settings.width))
+    norm = partial(nn.GroupNorm, settings.width // 8)  # 8 channels a group, as 32 groups of 256 have
     head = RetinaNetHead(settings.width, len(thirds) * len(RATIOS), num_classes, norm_layer=norm)
     head.regression_head._loss_type = "giou"
     return RetinaNet(

@@ -29,7 +29,14 @@ from sslzoo.data import ImageSet, open_images
 from sslzoo.encoder import Encoder, build_network
 from sslzoo.heads import Defaults, TaskCard, common
 from sslzoo.heads.average_precision import AveragePrecision, packed
-from sslzoo.heads.detection_networks import HEADS, WITH_BACKGROUND, Settings, longer_side, pyramid_width
+from sslzoo.heads.detection_networks import (
+    HEADS,
+    WIDTH_STEP,
+    WITH_BACKGROUND,
+    Settings,
+    longer_side,
+    pyramid_width,
+)
 from sslzoo.heads.detections import Detections, Found
 from sslzoo.heads.reading import read_batches
 from sslzoo.joint import JointSamples, Target
@@ -39,6 +46,7 @@ from sslzoo.transforms import conversion, to_tensor
 
 TASK = "detection"
 IMAGE_SIZE = 800
+PROPOSALS = 512
 SHOWN_SCORE = 0.5  # of what `predict` returns
 LEAST_PART = 0.7  # of each side of an image, that a training view shows
 COLOURS = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}  # random changes of training views, as parts
@@ -368,7 +376,7 @@ def detector(
     head: str = "faster-rcnn",
     image_size: int = IMAGE_SIZE,
     width: int | None = None,
-    proposals: int = 512,
+    proposals: int = PROPOSALS,
     frozen_stages: int = 0,
     frozen_norms: bool | None = None,
     seed: int = 0,
@@ -383,7 +391,7 @@ def detector(
         head: "faster-rcnn" (on a feature pyramid), "faster-rcnn-c4" (ResNets only; that of papers), "retinanet", "fcos".
         image_size: Shorter side, in pixels, that images are resized to; the longer one is at most 5/3 of that. Anchors
             are in proportion.
-        width: Channels of the feature pyramid; None takes 256, less on a thin encoder.
+        width: Channels of the feature pyramid; a multiple of 32. None takes 256, less on a thin encoder.
         proposals: Boxes an image that the second stage of Faster R-CNN learns from in a step. The papers' 512 are half of the
             cost of a step on a CPU, where 128 will do.
         frozen_stages: So many of the encoder's feature maps, counted from the finest, do not learn: with a ResNet 1 is the
@@ -405,8 +413,10 @@ def detector(
         raise ValueError(f"A detector needs at least one class, got {k}.")
     if head not in HEADS:
         raise ValueError(f"Unknown head {head!r}. There are: {', '.join(HEADS)}.")
-    if image_size < 32:
-        raise ValueError(f"image_size must be at least 32 pixels, got {image_size}.")
+    if not isinstance(image_size, int) or image_size < 32:
+        raise ValueError(f"image_size is one number, of at least 32 pixels, got {image_size}: the shorter side.")
+    if width is not None and (width < 1 or width % WIDTH_STEP):
+        raise ValueError(f"width must be a multiple of {WIDTH_STEP}, got {width}.")
     name = None if isinstance(encoder, Encoder) else common.encoder_name(encoder)
     found = encoder if isinstance(encoder, Encoder) else encoders.load(encoder)
     if not 0 <= frozen_stages <= len(found.channels):
@@ -422,10 +432,13 @@ def detector(
 
 
 def build(
-    encoder: Encoder | str | Path, source: Any, *, head: str = "faster-rcnn", image_size: int = IMAGE_SIZE
-) -> Detector:
+    encoder: Encoder | str | Path, source: Any, *, head: str = "faster-rcnn", image_size: int = IMAGE_SIZE,
+    proposals: int = PROPOSALS,
+) -> Detector:  # fmt: skip
     """Make a detector for the classes of images with boxes."""
-    return detector(encoder, classes=open_boxes(source).classes, head=head, image_size=image_size)
+    return detector(
+        encoder, classes=open_boxes(source).classes, head=head, image_size=image_size, proposals=proposals
+    )
 
 
 def load(folder: Path, *, device: torch.device | str = "cpu") -> Detector:

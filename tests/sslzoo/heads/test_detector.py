@@ -36,7 +36,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def cells(scenes: Callable[..., Any]) -> BoxSet:
     """Six photographs of 64 pixels, with a pasted zero and a pasted one each; the last without."""
-    made = scenes(6)
+    made = scenes(6, tile=20)
     photo = Image.fromarray(load_sample_images().images[1][:SIZE, :SIZE])
     images = np.stack([*made.images[:5], np.asarray(photo)])
     boxes, labels = [*made.boxes[:5], []], [[("zero", "one")[k] for k in row] for row in made.labels[:5]] + [[]]
@@ -45,7 +45,7 @@ def cells(scenes: Callable[..., Any]) -> BoxSet:
 
 def new(head: str = "faster-rcnn", arch: str = "resnet18quarter", **options: Any) -> Detector:
     encoder = sslzoo.create(arch, seed=0, image_size=SIZE)
-    return sslzoo.detector(encoder, 2, head=head, image_size=SIZE, **{"width": 32, "proposals": 32, **options})
+    return sslzoo.detector(encoder, 2, head=head, **{"image_size": SIZE, "width": 32, "proposals": 32, **options})
 
 
 def step(model: Detector, cells: BoxSet) -> dict[str, Tensor]:
@@ -95,14 +95,17 @@ def score(model: Detector, cells: BoxSet) -> dict[str, float]:
     return meter.compute()
 
 
+STEPS = {"faster-rcnn": 60, "faster-rcnn-c4": 100, "retinanet": 60, "fcos": 50}  # by head; a new one needs a line
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_learns_a_handful(head: str, cells: BoxSet, tmp_path: Path) -> None:
     few = cells.subset([0, 1, 5])
     model = sslzoo.detector(
-        "byol-resnet18quarter-cifar10", classes=cells.classes, head=head, image_size=SIZE, width=32, proposals=32
+        "byol-resnet18quarter-cifar10", classes=cells.classes, head=head, image_size=SIZE, width=32, proposals=16
     )
     assert score(model, few)["ap50"] < 0.3
-    overfit(model, few, 60)
+    overfit(model, few, STEPS[head])
     assert score(model, few)["ap50"] > 0.9
     model.save_pretrained(tmp_path)
     again = sslzoo.load_model(tmp_path)
@@ -130,12 +133,16 @@ def test_a_run_is_a_model(cells: BoxSet, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_the_gradient_reaches_all_that_learns(head: str, cells: BoxSet) -> None:
-    model = new(head)
+    # pretrained, since timm starts residual branches at zero
+    model = sslzoo.detector(
+        "byol-resnet18quarter-cifar10", 2, head=head, image_size=SIZE, width=32, proposals=32, frozen_norms=False
+    )
     out = step(model, cells)
     assert out["loss"].item() == pytest.approx(sum(loss.item() for name, loss in out.items() if name != "loss"), rel=1e-5)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad, name
         assert parameter.grad is not None, name
+    for name, parameter in model.encoder.named_parameters():
         assert parameter.grad.abs().max() > 0, name
 
 
@@ -252,7 +259,7 @@ def test_lightness_encoders(cells: BoxSet) -> None:
 
 def test_classes_are_matched_by_name(cells: BoxSet) -> None:
     model = sslzoo.detector(sslzoo.create("resnet18quarter", seed=0), classes=["one", "zero"])
-    assert model.open_training(cells).boxes[1].labels.tolist() == [0]
+    assert model.open_training(cells).boxes[1].labels.tolist() == [1, 0]
     with pytest.raises(ValueError, match="There are boxes of 'zero', 'one'; the classes are 'a', 'b'"):
         sslzoo.detector(model.encoder, classes=["a", "b"]).open_validation(cells)
     with pytest.raises(ValueError, match="has 3 classes, the training images have 2: 'zero', 'one'"):
@@ -267,7 +274,9 @@ def test_classes_are_matched_by_name(cells: BoxSet) -> None:
         ({"num_classes": 0}, "at least one class, got 0"),
         ({"classes": ["a", "a"]}, "come twice: 'a'"),
         ({"head": "yolo"}, "Unknown head 'yolo'. There are: faster-rcnn, faster-rcnn-c4, retinanet, fcos"),
-        ({"image_size": 10}, "image_size must be at least 32 pixels, got 10"),
+        ({"image_size": 10}, "image_size is one number, of at least 32 pixels, got 10"),
+        ({"image_size": (64, 64)}, r"image_size is one number, of at least 32 pixels, got \(64, 64\)"),
+        ({"width": 40}, "width must be a multiple of 32, got 40"),
         ({"frozen_stages": 6}, "frozen_stages must be 0 to 5 for resnet18quarter, got 6"),
         ({"arch": "vit_tiny_patch16_224"}, "needs one map of stride 4; vit_tiny_patch16_224 has maps of strides 16, 16, 16"),
         ({"arch": "convnext_atto", "head": "faster-rcnn-c4"}, "convnext_atto has no layer4. Take faster-rcnn"),
