@@ -12,9 +12,10 @@ from typing import Any
 
 from sslzoo import weights, zoo
 from sslzoo.card import render_card, results_table
+from sslzoo.conversion import make_config
 
 from . import low_shot
-from .results import PACKAGED, SEES_LIGHTNESS, Result, latest, read
+from .results import PACKAGED, PIXELS, SEES_LIGHTNESS, TOP_PIXELS, Result, latest, read
 
 CHECKOUT = Path(__file__).parents[1]
 FROZEN = ("linear", "knn")  # protocols that cards and the README's first table show
@@ -68,7 +69,8 @@ def _rendered(root: Path) -> dict[Path, str]:
     frozen = [row for row in rows if row.protocol in FROZEN]
     texts = {}
     for info in models:
-        config = weights.read_config(root / "sslzoo" / "bundled" / info.id)
+        bundled = root / "sslzoo" / "bundled" / info.id
+        config = make_config(info) if info.upstream else weights.read_config(bundled)
         texts[root / "hub_cards" / f"{info.id}.md"] = _card(info, config, frozen)
     readme = root / "README.md"
     text = _with_table(readme.read_text(encoding="utf-8"), "results", results_table([asdict(row) for row in frozen]))
@@ -78,12 +80,12 @@ def _rendered(root: Path) -> dict[Path, str]:
 
 
 def zoo_cards(org: str) -> dict[str, str]:
-    """Cards for the repositories ORG/ID of all entries of the zoo, by id, with the results that came with the package.
+    """Cards for the repositories ORG/ID of what this project has trained, by id, with the results of the package.
 
     Args:
         org: User or organization on the Hugging Face Hub.
     """
-    models = zoo.list_models()
+    models = [info for info in zoo.list_models() if info.upstream is None]
     rows = [row for row in current(latest(read(PACKAGED)), models) if row.protocol in FROZEN]
     configs = {info.id: weights.read_config(weights.locate(info.id)) for info in models}
     return {info.id: _card(info, configs[info.id], rows, f"{org}/{info.id}") for info in models}
@@ -99,7 +101,7 @@ def current(results: Sequence[Result], models: Sequence[zoo.ModelInfo]) -> list[
     return [
         row
         for row in results
-        if row.model == "pixels" or row.model.startswith("random:") or digests.get(row.model) == row.sha256
+        if row.model in (PIXELS, TOP_PIXELS) or row.model.startswith("random:") or digests.get(row.model) == row.sha256
     ]
 
 
@@ -107,7 +109,9 @@ def beside(info: zoo.ModelInfo, results: Sequence[Result]) -> list[Result]:
     """Results of one model and, on the same data, of its network with random weights and of raw pixels."""
     data = {row.data for row in results if row.model == info.id}
     kind = SEES_LIGHTNESS if info.input_size[0] == 1 else ""
-    compared = (info.id, f"random:{info.arch}{kind}@{info.input_size[1]}", "pixels")
+    compared = {info.id, f"random:{info.arch}{kind}@{info.input_size[1]}", PIXELS}
+    if info.arch.startswith("tophalf_"):
+        compared.add(TOP_PIXELS)
     return [row for row in results if row.model in compared and row.data in data]
 
 

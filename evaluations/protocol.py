@@ -77,7 +77,7 @@ def evaluate(protocol: str, fit: Fit, argv: list[str], *, views: int) -> int:
 
 def _parse(protocol: str, argv: list[str], views: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m sslzoo_evaluations {protocol}")
-    parser.add_argument("model", help="zoo id, folder of a run, random:ID, random:ARCH@SIZE, or pixels")
+    parser.add_argument("model", help="zoo id, folder of a run, random:ID, random:ARCH@SIZE, pixels, or pixels:tophalf")
     parser.add_argument("--data", required=True, help="folder with train/ and test/, each with one sub-folder a class")
     parser.add_argument("--seed", type=int, default=0, help="of everything random, random weights too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

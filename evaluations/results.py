@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 PACKAGED = Path(__file__).with_name("results.csv")
+PIXELS, TOP_PIXELS = "pixels", "pixels:tophalf"  # the baselines without a network
 SEES_LIGHTNESS = "-lightness"  # after the architecture of random weights whose network sees only L of Lab
 
 
@@ -23,7 +24,7 @@ class Result:
     """One measured number.
 
     Attributes:
-        model: Zoo id, "run:…" for an unpublished run, "random:ARCH@SIZE", or "pixels".
+        model: Zoo id, "run:…" for an unpublished run, "random:ARCH@SIZE", "pixels" or "pixels:tophalf".
         protocol: Name of the evaluation, such as "linear".
         data: Name of the data set.
         metric: What `value` is, such as "top1".

@@ -20,15 +20,17 @@ from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 
 import torch
+from PIL import Image
 
 from sslzoo import plots
 from sslzoo.class_table import ClassTable, palette
 from sslzoo.data import EmptyDatasetError, UnreadableImageError
 from sslzoo.encoder import Encoder
 from sslzoo.finetuning import finetune
+from sslzoo.heads import decoders
 from sslzoo.heads.segmentations import Segmentations
 from sslzoo.heads.segmenter import Overlap, Segmenter, confusion, segmenter
-from sslzoo.masks import MaskSet, open_masks
+from sslzoo.masks import Mask, MaskSet, open_masks
 from sslzoo.provenance import commit
 from sslzoo.weights import WeightsError
 from sslzoo.zoo import UnknownModelError
@@ -39,7 +41,7 @@ from .subjects import EvaluationError, Subject, open_subject
 
 HEADS = ("fcn8s", "fcn", "deeplabv3", "deeplabv3plus")
 SEEDS = (0, 1, 2)
-STEPS = 400
+STEPS = 300
 BATCH = 8
 IMAGE_SIZE = (192, 256)
 LR = {"pretrained": 3e-3, "scratch": 3e-3}
@@ -102,13 +104,22 @@ class Bench:
     def settings(self, job: Job) -> str:
         """Of a job, as results.csv has them."""
         height, width = self.options.image_size
-        lr = self.options.lr or LR[job.start]
-        decay = LAYER_DECAY[job.start] if self.options.layer_decay is None else self.options.layer_decay
-        text = (
-            f"steps={self.options.steps} batch_size={self.options.batch_size} lr={lr:g} weight_decay={WEIGHT_DECAY:g}"
-        )
-        stride = f" output_stride={self.options.output_stride}" if self.options.output_stride else ""
-        return f"{text} layer_decay={decay:g} image_size={height}x{width}{stride}"
+        text = f"steps={self.options.steps} batch_size={self.options.batch_size} lr={self.lr(job):g}"
+        text += f" weight_decay={WEIGHT_DECAY:g} layer_decay={self.layer_decay(job):g} image_size={height}x{width}"
+        return f"{text} output_stride={self.stride(job)} precision={'bf16' if self.options.bf16 else 'float32'}"
+
+    def lr(self, job: Job) -> float:
+        """At its peak."""
+        return LR[job.start] if self.options.lr is None else float(self.options.lr)
+
+    def layer_decay(self, job: Job) -> float:
+        """Learning rate of a layer of the encoder, as a part of the next one's."""
+        return LAYER_DECAY[job.start] if self.options.layer_decay is None else float(self.options.layer_decay)
+
+    def stride(self, job: Job) -> int:
+        """Of the coarsest maps: what was asked for, where the head takes it."""
+        strides = decoders.HEADS[job.head].output_strides
+        return int(self.options.output_stride) if self.options.output_stride in strides else strides[0]
 
 
 def main(argv: list[str]) -> int:
@@ -147,12 +158,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder with train/ and test/, each with images/ and masks/")
     parser.add_argument("--test", default="test", help="the part that is tested on; val to choose settings")
     parser.add_argument("--scratch", action="store_true", help="the same network from random weights, too")
-    parser.add_argument("--heads", nargs="+", default=HEADS)
+    parser.add_argument("--heads", nargs="+", choices=list(decoders.HEADS), default=HEADS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--steps", type=int, default=STEPS, help="of every fine-tuning")
     parser.add_argument("--batch-size", type=int, default=BATCH)
     parser.add_argument("--image-size", type=_size, default=IMAGE_SIZE, metavar="HEIGHTxWIDTH")
-    parser.add_argument("--output-stride", type=int, help="of heads that dilate; default: the head's")
+    parser.add_argument("--output-stride", type=int, help="of heads that take it; default: the head's")
     parser.add_argument("--lr", type=float, help="default: see the docstring")
     parser.add_argument("--layer-decay", type=float, help="default: see the docstring")
     parser.add_argument("--bf16", action="store_true")
@@ -193,7 +204,8 @@ def measure(bench: Bench, jobs: Sequence[Job], file: Path) -> Iterator[Result]:
         said = model.predict(bench.test.images, batch_size=bench.options.batch_size)
         figures = overlap(said, bench.test).compute()
         if bench.options.picture and job.seed == bench.options.seeds[0]:
-            picture(said, bench.test, bench.options.picture, job, subject.name, figures["miou"])
+            part = f"mean IoU {100 * figures['miou']:.1f} % of {len(said)} images of {bench.options.test}"
+            picture(said, bench.test, bench.options.picture, job, f"{job.head} on {subject.name}: {part}")
         for metric in METRICS:
             result = Result(
                 model=subject.name, protocol=PREFIX + job.head, data=bench.data, metric=metric,
@@ -219,17 +231,15 @@ def finetuned(bench: Bench, subject: Subject, job: Job) -> Segmenter:
     """Fine-tune on all training images, for all steps."""
     assert isinstance(subject.encode, Encoder)
     options = bench.options
-    strides = {} if options.output_stride is None or job.head == "fcn8s" else {"output_stride": options.output_stride}
     model = segmenter(
         subject.encode, classes=bench.train.classes, colours=bench.train.colours, head=job.head,
-        image_size=options.image_size, seed=job.seed, **strides,
+        output_stride=bench.stride(job), image_size=options.image_size, seed=job.seed,
     )  # fmt: skip
-    decay = LAYER_DECAY[job.start] if options.layer_decay is None else options.layer_decay
     with TemporaryDirectory() as folder:
         finetune(
             model, bench.train, out=folder, steps=options.steps, batch_size=options.batch_size,
-            lr=options.lr or LR[job.start], weight_decay=WEIGHT_DECAY, layer_decay=decay, val_fraction=0, seed=job.seed,
-            bf16=options.bf16, num_workers=0, device=options.device, progress=sys.stderr.isatty(),
+            lr=bench.lr(job), weight_decay=WEIGHT_DECAY, layer_decay=bench.layer_decay(job), val_fraction=0,
+            seed=job.seed, bf16=options.bf16, num_workers=0, device=options.device, progress=sys.stderr.isatty(),
         )  # fmt: skip
     return model
 
@@ -249,15 +259,15 @@ def overlap(said: Segmentations, truth: MaskSet) -> Overlap:
     return meter
 
 
-def picture(said: Segmentations, truth: MaskSet, path: Path, job: Job, name: str, miou: float) -> None:
+def picture(said: Segmentations, truth: MaskSet, path: Path, job: Job, title: str) -> None:
     """Draw some test images, their true classes and the predicted ones, as a PNG file."""
-    cells, captions = [], []
+    cells: list[tuple[Image.Image, Mask | None]] = []
+    captions: list[str] = []
     for i in range(0, len(truth), max(1, len(truth) // PICTURED)):
         if len(cells) < 3 * PICTURED:
             cells += [(truth.images[i], None), (truth.images[i], truth.mask(i)), (truth.images[i], said.masks[i])]
             captions += [truth.names[i], "ground truth", "prediction"]
     file = path.with_name(f"{path.stem}-{job.head}-{job.start}{path.suffix}")
-    title = f"{job.head} on {name}: mean IoU {100 * miou:.1f} % on the test images"
     plots.overlay_sheet(cells, said.classes, said.colours, file, title, captions=captions)
 
 

@@ -10,13 +10,13 @@ import safetensors.torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sslzoo import weights, zoo
+from sslzoo import originals, weights, zoo
 from sslzoo.data import ImageSet
 from sslzoo.encoder import Encoder, create, load
 from sslzoo.transforms import RandomCrop, conversion, normalise, to_tensor
 from sslzoo.weights import sees_lightness
 
-from .results import SEES_LIGHTNESS
+from .results import PIXELS, SEES_LIGHTNESS, TOP_PIXELS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -55,7 +55,8 @@ def open_subject(model: str, seed: int, images: ImageSet) -> Subject:
 
     Args:
         model: Zoo id or alias, folder of a run, "random:ID", "random:ARCH" or "random:ARCH@SIZE" (ARCH may end in
-            "-lightness": a network that sees only that), or "pixels".
+            "-lightness": a network that sees only that), "pixels", or "pixels:tophalf", which are the pixels that
+            networks of the top half see.
         seed: Of random weights.
         images: The training images: "pixels" takes its size from them.
 
@@ -64,8 +65,8 @@ def open_subject(model: str, seed: int, images: ImageSet) -> Subject:
         sslzoo.zoo.UnknownModelError: No such model.
         sslzoo.weights.WeightsError: Its files are damaged.
     """
-    if model == "pixels":
-        return _pixels(images)
+    if model in (PIXELS, TOP_PIXELS):
+        return _pixels(model, images)
     if model.startswith("random:"):
         encoder = _random(model.removeprefix("random:"), seed)
         state = {key: value.contiguous() for key, value in encoder.model.state_dict().items()}
@@ -75,8 +76,8 @@ def open_subject(model: str, seed: int, images: ImageSet) -> Subject:
     folder = weights.locate(model)
     encoder = load(folder)
     block = encoder.config.get("sslzoo") or {}
-    bundled = folder.parent == weights.BUNDLED
-    name = folder.name if bundled else f"run:{block.get('method')}-{encoder.arch}-{block.get('dataset')}"
+    in_zoo = folder.parent in (weights.BUNDLED, originals.home() / "models")
+    name = folder.name if in_zoo else f"run:{block.get('method')}-{encoder.arch}-{block.get('dataset')}"
     return _subject(name, weights.sha256(folder / weights.WEIGHTS), encoder)
 
 
@@ -104,9 +105,18 @@ def _subject(name: str, digest: str, encoder: Encoder) -> Subject:
     return Subject(name, digest, encoder, encoder.transform, view, tuple(cfg["mean"]), tuple(cfg["std"]), sys.maxsize)
 
 
-def _pixels(images: ImageSet) -> Subject:
+def _pixels(name: str, images: ImageSet) -> Subject:
     """Raw pixels. Their one other view is the mirror image: a cropped image has its pixels in other places."""
-    return Subject("pixels", "", nn.Flatten(), Pixels(images.size(0)), mirrored, MEAN, STD, max_views=1)
+    encode = nn.Sequential(TopHalf(), nn.Flatten()) if name == TOP_PIXELS else nn.Flatten()
+    return Subject(name, "", encode, Pixels(images.size(0)), mirrored, MEAN, STD, max_views=1)
+
+
+class TopHalf(nn.Module):
+    """Images (B, C, H, W) -> their upper H // 2 rows."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H // 2, W)."""
+        return images[:, :, : images.shape[2] // 2]
 
 
 def mirrored(image: Image.Image, random: Random) -> Image.Image:

@@ -37,12 +37,24 @@ _DATA = {
         "ylecun/mnist",
         "MNIST has 28×28-pixel grey digits, white on black: expect nothing of other images. It is under CC BY-SA 3.0.",
     ),
+    "imagenet": _Data(
+        "ImageNet",
+        "ILSVRC/imagenet-1k",
+        "ImageNet has photographs of a thousand classes, most with one subject in the middle, gathered from the "
+        "web; it may be used for research and education.",
+    ),
+    "imagenet22k": _Data(
+        "ImageNet-22k",
+        "timm/imagenet-22k-wds",
+        "ImageNet-22k has photographs of 22 thousand classes, gathered from the web; it may be used for research and "
+        "education.",
+    ),
 }
 _PROTOCOLS = {  # column title, and what it is
     "linear": (
         "linear probe",
-        "Linear probe: multinomial logistic regression on the frozen features of the centre view and random crops of "
-        "each training image, weight decay chosen on a tenth of the training images.",
+        "Linear probe: multinomial logistic regression on the frozen features of the centre view{views} of each "
+        "training image, weight decay chosen on a tenth of the training images.",
     ),
     "knn": ("kNN", "kNN: cosine, k = 200, temperature 0.1, features of centre views, nothing chosen."),
 }
@@ -69,15 +81,16 @@ def render_card(
         licence: Of the weights, an SPDX identifier such as "apache-2.0"; None takes that of `info`.
     """
     results = _known(results)
-    licence = licence or (info.licence if info else None)
+    licence = licence or (info.licence if info else config["sslzoo"].get("licence"))
     place = snippets.hub_repository(repository) if repository else snippets.zoo_entry(name) if info else snippets.HERE
     sections = [
         f"# {name}\n\n{_introduction(config, info)}",
         f"## Use\n\n{code_blocks(snippets.encoder_snippets(config, place))}",
         f"## Training\n\n{_training(config, info)}",
+        *([f"## Published\n\n{_published(config)}"] if _upstream(config) else []),
         f"## Measured\n\n{_measured(name, results)}",
         f"## Limits\n\n{_limits(config)}",
-        f"## Licence\n\n{_licence(licence)}",
+        f"## Licence\n\n{_licence(licence, config)}",
     ]
     if paper := config["sslzoo"].get("paper"):
         sections.append(f"## Citation\n\n{bibtex(config['sslzoo']['method'], paper)}")
@@ -141,9 +154,9 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _title(model: str) -> str:
-    if model == "pixels":
-        return "raw pixels"
     kind, _, rest = model.partition(":")
+    if kind == "pixels":
+        return "raw pixels of the top half" if rest else "raw pixels"
     if kind == "random":
         arch, _, size = rest.partition("@")
         return f"random weights ({arch}, {size} px)"
@@ -156,6 +169,8 @@ def _introduction(config: Row, info: ModelInfo | None) -> str:
     params = f", {info.params / 1e6:.2f} M parameters" if info else ""
     if info:
         origin = info.summary
+    elif upstream := _upstream(config):
+        origin = upstream["summary"]
     elif recipe:
         origin = (
             f"Pretrained by {block['method']}, without labels, on {trained_on(recipe, block['dataset'])} for "
@@ -182,6 +197,8 @@ def code_blocks(codes: Iterable[str]) -> str:
 def _training(config: Row, info: ModelInfo | None) -> str:
     block = config["sslzoo"]
     recipe, run = block.get("recipe"), block.get("run", {})
+    if upstream := _upstream(config):
+        return _trained_elsewhere(block, upstream)
     if not recipe:
         return "`config.json` says nothing of it."
     facts = {
@@ -199,6 +216,37 @@ def _training(config: Row, info: ModelInfo | None) -> str:
     if command := block.get("command"):
         text += f"\n\n```bash\n{command}\n```"
     return f'{text}\n\nEvery setting, those of the augmentations too, is in `config.json` under `"sslzoo"`, `"recipe"`.'
+
+
+def _upstream(config: Row) -> Row | None:
+    """What config.json says of weights that others have trained."""
+    return config["sslzoo"].get("upstream")
+
+
+def _trained_elsewhere(block: Row, upstream: Row) -> str:
+    facts = {
+        "method": f"{block['method']} ([{upstream['paper']}]({upstream['paper_url']}))",
+        "data": f"{data_title(block['dataset'])}, no labels",
+        "schedule": f"{upstream['epochs']} epochs" if upstream["epochs"] else None,
+        "hardware": upstream["hardware"] or None,
+        "published by": upstream["authors"],
+        "their file": f"{upstream['file']}, SHA-256 {upstream['sha256']}" if "file" in upstream else None,
+        "not taken over": ", ".join(f"`{name}`" for name in upstream.get("dropped", [])) or None,
+    }
+    return (
+        f"{facts_table(facts)}\n\nIt was not trained by this project. sslzoo downloads the file of its authors on the "
+        "machine that loads it, and converts it: every tensor of the encoder, with other names, and nothing else."
+    )
+
+
+def _published(config: Row) -> str:
+    """The authors' own figure, which is no measurement of this project: it stays out of tables and metadata."""
+    published = config["sslzoo"]["upstream"]["published"]
+    return (
+        f"Its authors state {published['linear_top1_percent']} % top-1 on {data_title(published['data'])} for a linear "
+        f"probe ({published['source']}). That is their figure, of their protocol: it was not measured here, and should "
+        "not be compared with figures that were."
+    )
 
 
 def _recipe(recipe: Row) -> str | None:
@@ -244,14 +292,17 @@ def _measured(name: str, results: Sequence[Row]) -> str:
     own = [row for row in results if row["model"] == name]
     if not own:
         return "Not measured yet. `python -m sslzoo_evaluations linear FOLDER --data DATA` does it."
-    protocols = [text for p, (_, text) in _PROTOCOLS.items() if any(row["protocol"] == p for row in own)]
+    cropped = any("views=" in row["settings"] for row in own)
+    views = " and random crops" if cropped else ""
+    protocols = [t.format(views=views) for p, (_, t) in _PROTOCOLS.items() if any(row["protocol"] == p for row in own)]
+    mirrored = " Raw pixels have their mirror image instead of crops." if cropped else ""
     counts = {(row["n_train"], row["n_test"]) for row in results}
     sizes = " or ".join(f"{count(int(n))} training and {count(int(m))} test images" for n, m in sorted(counts))
     commits = sorted({row["commit"] for row in own if row["commit"]})
     measured = f"Measured {max(row['date'] for row in own)}" + (f", commit {', '.join(commits)}" if commits else "")
     return (
         f"{results_table(results)}\n\nThe same protocol for all rows, with {sizes}; the test images decided nothing. "
-        f"{' '.join(protocols)} Raw pixels have their mirror image instead of crops. {measured}."
+        f"{' '.join(protocols)}{mirrored} {measured}."
     )
 
 
@@ -266,6 +317,8 @@ def _limits(config: Row) -> str:
         limits.append(
             f"{epochs} epochs are few: published results on CIFAR-10 come from 200 to 1000, mostly of larger networks."
         )
+    if upstream := _upstream(config):
+        limits += _limits_elsewhere(block, upstream)
     if _fixed_size(config):
         limits.append(f"It takes images of {size[1]}×{size[2]} pixels only.")
     if snippets.sees_top_half(config):
@@ -277,10 +330,37 @@ def _limits(config: Row) -> str:
     return "\n".join(f"- {line}" for line in limits)
 
 
-def _licence(licence: str | None) -> str:
+def _limits_elsewhere(block: Row, upstream: Row) -> list[str]:
+    limits = [upstream["note"]] if upstream["note"] else []
+    if block.get("padding"):
+        limits.append(
+            "Its layers of stride 2 pad as TensorFlow does, an even image by one pixel more at its right and bottom. "
+            "sslzoo builds it so. Other libraries read the same folder but pad both sides alike: at 224 pixels their "
+            "features differ by some 20 % (L2), and a probe of BYOL's largest network that was measured so has 78.3 % "
+            "instead of 79.6 % (VISSL's model zoo). `sslzoo.resnets.adapt` mends their network; at sizes of 32 n + 1 "
+            "pixels, such as 225, both are equal."
+        )
+    if block.get("last_stride"):
+        limits.append(
+            "Its last stage keeps the resolution of the one before it. sslzoo builds it so. Other libraries read the "
+            "same folder but halve the resolution there: their features differ by some 15 % (L2). "
+            "`sslzoo.resnets.adapt` mends their network."
+        )
+    limits.append(
+        "The conversion is tested on files of the published structure with random weights, not on its authors' own."
+    )
+    return limits
+
+
+def _licence(licence: str | None, config: Row) -> str:
     if licence is None:
         return "Whoever trained it decides; nothing is stated here."
-    return f"Weights: {licence}. The training images keep their own terms."
+    text = f"Weights: {licence}. The training images keep their own terms."
+    if upstream := _upstream(config):
+        text += f" The weights are by {upstream['authors']}; sslzoo changed their names and format only."
+    if "-nc" in licence.lower():
+        text += " They may not be used commercially: SSLZOO_COMMERCIAL=1 makes `sslzoo.load` refuse them."
+    return text
 
 
 def bibtex(method: str, paper: Row) -> str:

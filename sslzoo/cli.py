@@ -1,4 +1,4 @@
-"""The command `sslzoo`: list, info, embed, probe, finetune, predict, demo, export, pretrain and publish.
+"""The command `sslzoo`: from `list` to `publish`.
 
 Modules that need torch are imported by the commands, so that `sslzoo --help` and `sslzoo list` answer at once.
 """
@@ -61,6 +61,59 @@ def info(model: Annotated[str, typer.Argument(metavar="ID", help="Zoo id or alia
     """Show what is known about one model of the zoo."""
     row = zoo.info(model)
     print(_json(asdict(row)) if as_json else row)
+
+
+@app.command()
+def fetch(
+    model: Annotated[
+        str, typer.Argument(metavar="ID", help="Zoo id of an authors' encoder, such as byol-resnet50-imagenet.")
+    ],
+    from_file: Annotated[Path | None, typer.Option(help="Their file, if you have it: nothing is downloaded.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the download after it is converted.")] = False,
+) -> None:
+    """Download and convert an authors' encoder.
+
+    It then loads without a network.
+    """
+    from sslzoo import originals, weights
+
+    row = zoo.info(model)
+    weights.check_licence(row.id, row.licence)
+    print(originals.fetch(row, from_file=from_file, keep=keep))
+
+
+@app.command()
+def verify(
+    models: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Zoo ids; default: all.")] = None,
+) -> None:
+    """Compare weights with their digests.
+
+    Those of the zoo's table, and for the authors' encoders those of their first use. The exit code is 1 if any differ.
+    """
+    from sslzoo import originals
+
+    verdicts = originals.verify([zoo.info(name) for name in models] if models else zoo.list_models())
+    width = max(len(verdict.id) for verdict in verdicts)
+    for verdict in verdicts:
+        print(f"{verdict.id:<{width}}  {verdict.state:<7}  {verdict.detail}")
+    if any(verdict.state == "changed" for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="An authors' checkpoint, as they published it.")],
+    id_: Annotated[
+        str, typer.Option("--as", metavar="ID", help="Zoo id of what it is, such as byol-resnet50-imagenet.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: config, weights and card.")],
+) -> None:
+    """Convert an authors' checkpoint into a model folder."""
+    from sslzoo.conversion import convert as run
+
+    row = zoo.info(id_)
+    dropped = run(file, row, out)
+    print(f"wrote {out}: the encoder of {row.id}, {row.licence}. Not taken over: {', '.join(dropped) or 'nothing'}.")
 
 
 @app.command()
@@ -159,6 +212,7 @@ def finetune(
         int | None, typer.Option(help="Detection: boxes an image that Faster R-CNN learns from in a step.")
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Segmentation: cross_entropy, dice, focal, or a+b.")] = None,
+    auxiliary: Annotated[bool, typer.Option("--auxiliary", help="Segmentation: a second head helps training.")] = False,
 ) -> None:
     """Train a model on a few labelled images.
 
@@ -169,9 +223,11 @@ def finetune(
 
     size = None if image_size is None else _size(image_size)
     options = {
-        "head": head, "image_size": size, "output_stride": output_stride, "proposals": proposals, "loss": loss
+        "head": head, "image_size": size, "output_stride": output_stride, "loss": loss, "auxiliary": auxiliary,
+        "proposals": proposals,
     }  # fmt: skip
-    built = build(task, model, data, **{name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    built = build(task, model, data, seed=seed, **given)
     report = run(
         built, data, val, out=out, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay,
         layer_decay=layer_decay, freeze_encoder=freeze, class_weights="balanced" if balanced else None, seed=seed,
@@ -269,12 +325,14 @@ def pretrain(words: Annotated[list[str] | None, typer.Argument()] = None) -> Non
 def publish(
     run: Annotated[Path | None, typer.Argument(help="Finished run, or another model folder.")] = None,
     repository: Annotated[str | None, typer.Argument(metavar="ORG/NAME", help="Made if it is not there.")] = None,
-    zoo_to: Annotated[str | None, typer.Option("--zoo", metavar="ORG", help="All of the zoo, to ORG/ID.")] = None,
+    zoo_to: Annotated[
+        str | None, typer.Option("--zoo", metavar="ORG", help="What this project has trained, to ORG/ID.")
+    ] = None,
     licence: Annotated[str | None, typer.Option(help="Of the weights, for the card, such as apache-2.0.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
 ) -> None:
-    """Push a model, or all of the zoo, to the Hugging Face Hub.
+    """Push a model, or what this project has trained, to the Hugging Face Hub.
 
     Weights, configuration and a card; only what changed. Needs a token with write access: `hf auth login`, or HF_TOKEN.
     """

@@ -29,6 +29,7 @@ from sslzoo.images import (
     tensor_to_array,
     to_image,
 )
+from sslzoo.names import Names
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -77,16 +78,16 @@ class ImageSet:
     def __init__(
         self,
         items: Sequence[Any] | None,
-        names: list[str],
+        names: Sequence[str],
         *,
         labels: Labels | None = None,
         classes: list[str] | None = None,
         root: Path | None = None,
-        ignored: list[str] | None = None,
+        ignored: Sequence[str] | None = None,
         empty: list[str] | None = None,
     ) -> None:
         self._items = items  # what `_open` understands; None: the files root/name
-        self._positions: Sequence[int] = range(len(names))  # of this set's images in _items
+        self._positions: range | Labels = range(len(names))  # of this set's images in _items
         self.names = names
         self.labels = labels
         self.classes = classes
@@ -137,14 +138,16 @@ class ImageSet:
 
     def subset(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> Self:
         """Return the images at these indices, in this order."""
-        chosen = [int(i) for i in indices]
+        chosen = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        names = [self.names[i] for i in chosen]
+        names = self.names.take(chosen) if isinstance(self.names, Names) else [self.names[i] for i in chosen]
         part = type(self)(
             self._items, names, labels=labels, classes=self.classes, root=self.root, ignored=self.ignored,
             empty=self.empty,
         )  # fmt: skip
-        part._positions = [self._positions[i] for i in chosen]
+        part._positions = (
+            np.arange(len(self))[chosen] if isinstance(self._positions, range) else self._positions[chosen]
+        )
         return part
 
     def uint8_array(self) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
@@ -163,7 +166,7 @@ class ImageSet:
         """Return what image `i` is made from: a path (str), the bytes of a file, or an image in memory."""
         if self._items is None:
             return f"{self.root}/{self.names[i]}"
-        item = self._items[self._positions[i]]
+        item = self._items[int(self._positions[i])]
         if isinstance(item, dict):  # a Hugging Face image that is not decoded yet
             return item["path"] if item["bytes"] is None else BytesIO(item["bytes"])
         return item
@@ -294,23 +297,30 @@ def _open_path(path: Path, own_labels: bool) -> ImageSet:
 
 
 def _open_folder(root: Path, own_labels: bool) -> ImageSet:
-    names, ignored = _walk(root)
+    names, ignored = Names(), Names()
+    tops: dict[str | None, int] = {}  # folders below the root, in the order of the walk
+    codes: list[int] = []
+    for name, is_image in _walk(root):
+        if not is_image:
+            ignored.append(name)
+            continue
+        names.append(name)
+        top = name.partition("/")[0] if "/" in name else None
+        codes.append(tops.setdefault(top, len(tops)))
     if not names:
         others = f" and found {len(ignored):,} other files ({ignored[0]}, ...)" if ignored else ""
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise EmptyDatasetError(f"No images in {root}: looked below it for {suffixes}{others}.")
-    tops = [name.partition("/")[0] if "/" in name else None for name in names]
-    classes = list(dict.fromkeys(top for top in tops if top is not None))  # in the order of the walk
+    classes = [top for top in tops if top is not None]
     if None in tops or not own_labels:
         return ImageSet(None, names, root=root, ignored=ignored)
     if SPLITS.issuperset(top.lower() for top in classes):
         split = next((name for name in classes if name.lower().startswith("train")), classes[0])
         raise ValueError(f"{root} holds splits, not classes: {', '.join(classes)}. Pass {root / split}.")
-    code = {top: i for i, top in enumerate(classes)}
-    labels = np.array([code[top] for top in tops if top is not None], dtype=np.int64)
     with os.scandir(root) as scan:
         empty = [entry.name for entry in scan if entry.is_dir() and not entry.name.startswith(".")]
-    empty = sorted(set(empty) - set(classes), key=_natural)
+    empty = sorted(sorted(set(empty) - set(classes)), key=_natural)
+    labels = np.array(codes, dtype=np.int64)
     return ImageSet(None, names, labels=labels, classes=classes, root=root, ignored=ignored, empty=empty)
 
 
@@ -357,39 +367,48 @@ def _read_csv(path: Path) -> tuple[list[tuple[int, list[str]]], int, int | None]
     )
 
 
-def _walk(root: Path) -> tuple[list[str], list[str]]:
-    """List the images and the other files below a folder, relative to it, in natural order ("2.png" before "10.png").
+def _walk(root: Path) -> Iterator[tuple[str, bool]]:
+    """Yield the files below a folder: name relative to it, and whether it is an image.
 
-    Links to folders are followed, but not back into a folder they lie in. Hidden folders are left alone.
+    In natural order ("2.png" before "10.png"), of which one folder at a time is held. Links to folders are followed,
+    but not back into a folder they lie in. Hidden folders are left alone.
     """
-    names: list[str] = []
-    ignored: list[str] = []
 
-    def visit(folder: str, prefix: str, above: tuple[str, ...]) -> None:
+    def visit(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
         real = os.path.realpath(folder)
         if real in above:
             return
+        names, folders = [], set()
         with os.scandir(folder) as scan:
-            entries = sorted(scan, key=lambda entry: _natural(entry.name))
-        for entry in entries:
-            name = prefix + entry.name
-            hidden = entry.name.startswith(".")
-            if entry.is_dir():
+            for entry in scan:
+                names.append(entry.name)
+                if entry.is_dir():
+                    folders.add(entry.name)
+        names.sort()  # of names that are equal by their natural order
+        names.sort(key=_natural)
+        for name in names:
+            hidden = name.startswith(".")
+            if name in folders:
                 if not hidden:
-                    visit(entry.path, name + "/", (*above, real))
-            elif not hidden and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (a million times)
-                names.append(name)
+                    yield from visit(f"{folder}/{name}", f"{prefix}{name}/", (*above, real))
             else:
-                ignored.append(name)
+                suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million times)
+                yield prefix + name, not hidden and suffix in IMAGE_SUFFIXES
 
-    visit(str(root), "", ())
-    return names, ignored
+    return visit(str(root), "", ())
 
 
-def _natural(name: str) -> tuple[list[str | int], str]:
-    """Sort key: digits by value, letters by value whatever their case; the same on every machine and locale."""
-    parts = re.split(r"([0-9]+)", name.casefold())
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+def _natural(name: str) -> str:
+    """Sort key: digits by value, letters by value whatever their case; the same on every machine and locale.
+
+    One text, smaller than a list of parts. A number is a zero, as no name has, then how many digits it has, then those.
+    """
+    return re.sub(r"[0-9]+", _number, name.casefold())
+
+
+def _number(digits: re.Match[str]) -> str:
+    significant = digits.group().lstrip("0")
+    return f"\0{chr(len(significant))}{significant}"
 
 
 def _open_array(array: np.ndarray[Any, Any]) -> ImageSet:

@@ -131,18 +131,18 @@ def run(data: Path | None, out: Path, models: Sequence[str], say: Say = lambda t
 
 
 def default_models() -> list[str]:
-    """Name the smallest models that come with the package, in the order of the zoo's table.
+    """Name the smallest models that come with the package and see whole images, in the order of the zoo's table.
 
     Raises:
         ValueError: There are none.
     """
-    bundled = [model for model in zoo.list_models() if model.source == "bundled"]
+    bundled = [m for m in zoo.list_models() if m.source == "bundled" and not m.arch.startswith("tophalf_")]
     if not bundled:
         raise ValueError(
             "This version of sslzoo comes without pretrained models, so there is nothing to show. Pretrain one "
             "(sslzoo pretrain --help), then: sslzoo demo --model FOLDER"
         )
-    small = sorted(bundled, key=lambda model: model.params)[:MODELS]
+    small = sorted(bundled, key=lambda model: round(model.params, -5))[:MODELS]  # of about equal ones the first
     return [model.id for model in bundled if model in small]
 
 
@@ -327,7 +327,7 @@ def _commands(model: str, source: Path, out: Path) -> list[str]:
 
 
 def _left_out(names: Sequence[str]) -> list[str]:
-    rest = [model.id for model in zoo.list_models() if model.id not in names]
+    rest = [model.id for model in zoo.list_models() if model.id not in names and model.source == "bundled"]
     return [f"Not tried, to stay quick: {', '.join(rest)}. Take them with --model ID."] if rest else []
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from sslzoo import mnist_networks, weights  # noqa: F401 (timm's registry gets the networks)
+from sslzoo import mnist_networks, resnets, weights  # noqa: F401 (timm's registry gets the networks)
 from sslzoo.transforms import eval_transform
 
 # Our names for timm networks with other arguments. The plain 7×7 stem stays 64 wide in timm whatever the channels are,
@@ -45,7 +45,8 @@ class Encoder(nn.Module):
     of fixed input size (most vision transformers).
 
     Args:
-        model: timm network with `num_classes=0`.
+        model: timm network with `num_classes=0`. Where the config says that its authors padded or strode otherwise, it
+            is changed to that (see `sslzoo.resnets`).
         config: What its config.json holds, as `make_config` builds it.
 
     Attributes:
@@ -60,6 +61,7 @@ class Encoder(nn.Module):
 
     def __init__(self, model: nn.Module, config: Mapping[str, Any]) -> None:
         super().__init__()
+        resnets.adapt(model, **resnets.settings(config))
         self.model = model
         network: Any = model  # timm's attributes, which nn.Module does not declare
         # timm's VGG has two wide layers between its feature maps and num_classes=0. They belong to a classifier:
@@ -239,22 +241,36 @@ class Encoder(nn.Module):
         return f"{self.arch}, num_features={self.num_features}, input_size={self.input_size}"
 
 
-def load(name_or_folder: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu") -> Encoder:
+def load(
+    name_or_folder: str | Path,
+    *,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+    allow_noncommercial: bool = True,
+) -> Encoder:
     """Load a pretrained encoder, in eval mode.
+
+    The authors' ImageNet encoders (ids that end in "-imagenet") are downloaded from them and converted the first time,
+    and come from the cache afterwards: see `sslzoo.originals`.
 
     Args:
         name_or_folder: Zoo id or alias (see `sslzoo.list_models()`), a folder that `save_pretrained` wrote, or
             "org/name" on the Hugging Face Hub. An existing folder wins over a repository of the same name.
         revision: Branch, tag or commit of the repository; a commit always gives the same bytes.
         device: Where to put it, such as "cuda".
+        allow_noncommercial: False refuses weights under a licence such as CC BY-NC; so does SSLZOO_COMMERCIAL=1 in the
+            environment. Otherwise their licence is told once.
 
     Raises:
         sslzoo.zoo.UnknownModelError: No such id and no such folder; names the nearest ids.
         sslzoo.hub.HubError: The repository cannot be had; says why, what to do and what loads without a network.
+        sslzoo.downloads.DownloadError: The authors' file cannot be had; says from where, why and what to do.
+        sslzoo.weights.LicenceError: Its licence is not allowed.
         sslzoo.weights.WeightsError: A file is missing, damaged, or does not fit; nothing is loaded.
     """
-    folder = weights.locate(name_or_folder, revision=revision)
+    folder = weights.locate(name_or_folder, revision=revision, allow_noncommercial=allow_noncommercial)
     config = weights.read_config(folder)
+    weights.check_licence(str(name_or_folder), config["sslzoo"].get("licence"), allow_noncommercial)
     try:
         network = build_network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
     except Exception as error:  # timm's constructors raise whatever a wrong argument leads to

@@ -89,7 +89,7 @@ class Push:
         return [file.name for file in self.files if file.state != "unchanged"]
 
     def __str__(self) -> str:
-        width = max(len(file.name) for file in self.files)
+        width = max((len(file.name) for file in self.files), default=0)
         lines = [f"  {file.name:<{width}}  {file.bytes:>11,} bytes  {file.state}" for file in self.files]
         return "\n".join([f"{self.repo_id}: {len(self.changed)} of {len(self.files)} files differ", *lines])
 

@@ -84,7 +84,7 @@ def as_pixels(image: Image.Image) -> tv_tensors.Image:
     return tv_tensors.Image(to_tensor(image))
 
 
-class Fit(v2.Transform):
+class Fit(v2.Transform):  # type: ignore[misc]
     """Scale so that the image just fits into a box, times a random factor.
 
     Args:
@@ -108,7 +108,7 @@ class Fit(v2.Transform):
         return v2.functional.resize(inpt, params["size"], antialias=True)
 
 
-class PadTo(v2.Transform):
+class PadTo(v2.Transform):  # type: ignore[misc]
     """Pad on the right and at the bottom.
 
     Args:

@@ -66,7 +66,7 @@ class MaskSet:
         return f"MaskSet({len(self):,} images{f', {len(self.classes)} classes' if self.classes else ''})"
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Of the images."""
         return self.images.names
 

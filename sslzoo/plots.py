@@ -250,9 +250,10 @@ def overlay_sheet(
             pixels = _overlaid(pixels, mask, colours)
         axes.imshow(pixels, interpolation="nearest" if max(image.size) < 64 else "antialiased")
         if captions is not None:
-            axes.set_title(_label(captions[i], 40), y=-0.02, va="top", fontsize=8)
+            text = _label(captions[i], 40)
+            axes.annotate(text, (0.5, 0), (0, -4), "axes fraction", "offset points", ha="center", va="top", fontsize=8)
     named = [k for k in range(len(classes)) if k in there]
-    handles = [Patch(color=[value / 255 for value in colours[k]], label=_label(classes[k])) for k in named]
+    handles = [Patch(color="#{:02x}{:02x}{:02x}".format(*colours[k]), label=_label(classes[k])) for k in named]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), frameon=False)
     _save(figure, path, title)

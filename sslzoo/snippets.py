@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sslzoo.resnets import settings
 from sslzoo.weights import sees_lightness
 
 # Networks whose key names are torchvision's; variants with model_args and deep stems have no twin there.
@@ -76,11 +77,13 @@ def encoder_snippets(config: Mapping[str, Any], place: Place) -> list[str]:
         known = "import sslzoo.mnist_networks  # timm learns of this network"
         return [code for code in (_sslzoo(config, place), place.folder, f"{known}\n{_timm(config, place)}") if code]
     snippets = [_sslzoo(config, place), place.folder, _timm(config, place), _transformers(config, place)]
-    if sees_lightness(config):
-        snippets[1:1] = [_LIGHTNESS]
-    else:
+    if not sees_lightness(config):
         snippets += [_pipeline(config, place)]
     snippets += [_torchvision(config, place), _smp(config, place)]
+    if settings(config):  # libraries that build such a network otherwise, and would give other features
+        snippets = snippets[:3]
+    if sees_lightness(config):
+        snippets[1:1] = [_LIGHTNESS]
     return [code for code in snippets if code]
 
 
@@ -163,16 +166,19 @@ def _sslzoo(config: Mapping[str, Any], place: Place) -> str:
     )
 
 
-def _timm_model(place: Place) -> str:
+def _timm_model(place: Place, change: str = "", imports: str = "") -> str:
     return (
-        f"import timm\n\nmodel = timm.create_model({place.timm}, pretrained=True).eval()\n"
+        f"import timm\n{imports}\nmodel = timm.create_model({place.timm}, pretrained=True).eval()\n{change}"
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
     )
 
 
 def _timm(config: Mapping[str, Any], place: Place) -> str:
     call, mean = ("model.forward_features", ".mean((2, 3))") if _is_vgg(config) else ("model", "")
-    return f"{_timm_model(place)}features = {call}(transform(image)[None]){mean}  # {_width(config)}"
+    arguments = ", ".join(f"{key}={_python(value)}" for key, value in settings(config).items())
+    change = f"adapt(model, {arguments})  # as its authors built it\n" if arguments else ""
+    imports = "\nfrom sslzoo.resnets import adapt\n" if arguments else ""
+    return f"{_timm_model(place, change, imports)}features = {call}(transform(image)[None]){mean}  # {_width(config)}"
 
 
 def _transformers(config: Mapping[str, Any], place: Place) -> str:

@@ -7,6 +7,7 @@ README.md. timm, transformers and torchvision read the same folder. Only safeten
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,19 @@ LIGHTNESS = "lab-l"  # "input" in the block "sslzoo": the network sees the light
 BUNDLED = Path(__file__).with_name("bundled")
 
 
+COMMERCIAL = "SSLZOO_COMMERCIAL"  # set to anything but 0: no weights whose licence forbids commercial use
+_told: set[str] = set()  # models whose licence this process has told of
+
+
 class WeightsError(RuntimeError):
     """A model folder or one of its files is missing, damaged or not what it says it is."""
 
 
-def locate(name_or_folder: str | Path, *, revision: str | None = None) -> Path:
+class LicenceError(Exception):
+    """Weights may not be used where the caller, or the environment, says that it wants to use them."""
+
+
+def locate(name_or_folder: str | Path, *, revision: str | None = None, allow_noncommercial: bool = True) -> Path:
     """Find the folder of a model, and check it as far as that goes without reading it.
 
     In this order: a zoo id or alias, an existing folder, a repository of the Hub. So `./name` is the folder beside a
@@ -38,10 +47,13 @@ def locate(name_or_folder: str | Path, *, revision: str | None = None) -> Path:
         name_or_folder: Zoo id, alias, a folder with config.json and model.safetensors, or "org/name" on the Hugging
             Face Hub. A `Path` always is a folder.
         revision: Branch, tag or commit of a repository of the Hub; None is the newest.
+        allow_noncommercial: See `check_licence`.
 
     Raises:
         sslzoo.zoo.UnknownModelError: Neither a zoo id nor a folder; names the nearest ids.
         sslzoo.hub.HubError: The repository cannot be had; says why and what to do.
+        sslzoo.downloads.DownloadError: The authors' file of a zoo id cannot be had; says why and what to do.
+        LicenceError: The licence of a zoo id is not allowed; nothing is downloaded.
         WeightsError: A file is missing, or the file of a zoo id has the wrong size or SHA-256.
         ValueError: A revision of something that has none.
     """
@@ -50,7 +62,7 @@ def locate(name_or_folder: str | Path, *, revision: str | None = None) -> Path:
     is_path = isinstance(name_or_folder, Path) or "/" in text or os.sep in text
     if not is_path:
         try:
-            return _zoo_entry(zoo.info(text), revision)
+            return _zoo_entry(zoo.info(text), revision, allow_noncommercial)
         except zoo.UnknownModelError as error:
             if not folder.is_dir():
                 raise zoo.UnknownModelError(f"{error} There is no folder {text!r} either.") from None
@@ -73,9 +85,36 @@ def locate(name_or_folder: str | Path, *, revision: str | None = None) -> Path:
         raise type(error)(f"{error} There is no folder {text!r} here either.") from error
 
 
-def _zoo_entry(model: zoo.ModelInfo, revision: str | None) -> Path:
-    """The folder of a zoo entry, its weights compared with the table: bundled, or from the Hub."""
+def check_licence(name: str, licence: str | None, allow_noncommercial: bool = True) -> None:
+    """Refuse weights that may not be used commercially, or tell once of their licence.
+
+    Args:
+        name: The model, for the message.
+        licence: SPDX identifier; None if it is not known.
+        allow_noncommercial: False refuses. SSLZOO_COMMERCIAL=1 in the environment refuses as well.
+
+    Raises:
+        LicenceError: It is refused.
+    """
+    if licence is None or "-nc" not in licence.lower():
+        return
+    terms = f"The weights of {name} are under {licence}, which forbids commercial use"
+    if not allow_noncommercial or os.environ.get(COMMERCIAL, "0") not in ("", "0"):
+        why = f"{COMMERCIAL} is set" if allow_noncommercial else "allow_noncommercial is False"
+        raise LicenceError(f"{terms}, and {why}. sslzoo.list_models() shows each model's licence.")
+    if name not in _told:
+        _told.add(name)
+        warnings.warn(f"{terms}. {COMMERCIAL}=1 refuses such weights.", stacklevel=3)
+
+
+def _zoo_entry(model: zoo.ModelInfo, revision: str | None, allow_noncommercial: bool) -> Path:
+    """The folder of a zoo entry, its weights compared with the table: bundled, the authors' own, or from the Hub."""
     _no_revision(revision, f"{model.id} is an entry of the zoo, always the same bytes")
+    check_licence(model.id, model.licence, allow_noncommercial)
+    if model.upstream is not None:
+        from sslzoo.originals import locate as locate_original  # converting needs encoders, which stand above this
+
+        return locate_original(model)
     if model.source == "bundled":
         folder = BUNDLED / model.id
         advice = "Install sslzoo again: pip install --force-reinstall --no-deps sslzoo."
@@ -178,14 +217,14 @@ def read_state(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
         ) from error
     problems = [f"{key}: missing" for key in expected if key not in state]
     problems += [f"{key}: unexpected" for key in state if key not in expected]
-    problems += [f"{key}: {why}" for key in expected if key in state and (why := _misfit(state[key], expected[key]))]
+    problems += [f"{key}: {why}" for key in expected if key in state and (why := misfit(state[key], expected[key]))]
     if problems:
         shown = "\n  ".join(problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else []))
         raise WeightsError(f"{path} does not fit the network of its {CONFIG}:\n  {shown}")
     return {key: state[key].to(expected[key].dtype) for key in expected}
 
 
-def _misfit(found: Tensor, expected: Tensor) -> str:
+def misfit(found: Tensor, expected: Tensor) -> str:
     """Say why a tensor cannot take the place of another; empty if it can. A float of any width may."""
     if found.shape != expected.shape:
         return f"shape {tuple(found.shape)}, needs {tuple(expected.shape)}"
@@ -220,13 +259,14 @@ def write_folder(
                 f"{key} has values that are NaN, infinite{' or too large for float16' if narrow else ''}."
             )
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    write_file(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     if card is not None:
-        _write(folder / CARD, card.encode())
-    _write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())  # last: without it a folder is no model
+        write_file(folder / CARD, card.encode())
+    write_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())  # last: without it a folder is no model
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file by write-then-rename."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:

@@ -6,7 +6,7 @@ sslzoo.info("byol-resnet18quarter-cifar10").licence
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from difflib import SequenceMatcher
 from functools import cache
 from html import escape
@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, overload
 
 TABLE = Path(__file__).with_name("zoo.toml")
+
+
+_KINDS: Mapping[type, str] = {str: "text", int: "an integer", float: "a number such as 0.5"}
 
 
 class UnknownModelError(ValueError):
@@ -25,11 +28,59 @@ class ZooTableError(ValueError):
 
 
 @dataclass(frozen=True)
+class UpstreamFile:
+    """A file that the authors, or others, have published with the weights of a model.
+
+    Attributes:
+        family: What reads it: a module of sslzoo/upstream/.
+        url: Where it is.
+        bytes: About its size.
+        digest: What is known of its digest: "sha256:" or "md5:" and the first hex digits, at least eight; or "".
+    """
+
+    family: str
+    url: str
+    bytes: int
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What is known of weights that were not trained here.
+
+    Attributes:
+        authors: Who published the weights, and where their licence is stated.
+        accuracy: Top-1 accuracy of a linear probe on ImageNet in percent, as published; never measured here.
+        accuracy_source: Where that is published.
+        mean: By channel, of pixels in [0, 1].
+        std: By channel, of pixels in [0, 1].
+        interpolation: With which its centre view is resized: "bicubic" or "bilinear".
+        crop_pct: What part of the resized image the centre view is.
+        files: The same weights in one or more files, in the order in which to try them.
+        padding: See `sslzoo.resnets.adapt`; "" is timm's own.
+        last_stride: See `sslzoo.resnets.adapt`.
+        note: One sentence for the card on what a user should know, or "".
+    """
+
+    authors: str
+    accuracy: float
+    accuracy_source: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    files: tuple[UpstreamFile, ...]
+    padding: str = ""
+    last_stride: int = 2
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """One row of the zoo.
 
     Attributes:
-        id: `<method>-<arch>-<data>`, what `sslzoo.load` takes.
+        id: `<method>-<arch>-<data>`, and `-<variant>` if it has one: what `sslzoo.load` takes.
         method: How the encoder was pretrained, such as "byol".
         arch: Architecture, in timm's words, or a variant such as "resnet18quarter".
         data: What it was pretrained on.
@@ -37,14 +88,17 @@ class ModelInfo:
         num_features: Width D of `encoder(images)`, which is (B, D).
         params: Parameters of the encoder, without any head.
         input_size: Channels, height and width (pixels) of the images it was trained on.
-        sha256: Of its model.safetensors.
+        sha256: Of its model.safetensors; "" where that is made on this machine (see `sslzoo.originals`).
         bytes: Size of its model.safetensors.
-        source: Where that file is: "bundled" comes with the package, "org/name" is on the Hugging Face Hub.
-        epochs: Passes over the data in pretraining.
-        hardware: What it was trained on.
+        source: Where that file is: "bundled" comes with the package, "org/name" is on the Hugging Face Hub, "upstream"
+            is converted from what its authors published.
+        epochs: Passes over the data in pretraining; 0 if that is not known.
+        hardware: What it was trained on; "" if that is not known.
         paper: Title, authors and year of the method.
         paper_url: Where to read it.
         summary: One sentence about this model.
+        variant: What sets it apart from another model of the same method, architecture and data.
+        upstream: About the authors' files, for the source "upstream".
     """
 
     id: str
@@ -63,14 +117,27 @@ class ModelInfo:
     paper: str
     paper_url: str
     summary: str
+    variant: str = ""
+    upstream: Upstream | None = None
+
+    @property
+    def published(self) -> str:
+        """Accuracy that its authors state, as tables show it; "" for models of this project, which cards have."""
+        return f"{self.upstream.accuracy:.1f} %" if self.upstream else ""
 
     def __str__(self) -> str:
-        width = max(len(field.name) for field in fields(self))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in asdict(self).items())
+        facts = asdict(self)
+        facts |= facts.pop("upstream") or {}
+        files = facts.pop("files", ())
+        facts |= {"accuracy": f"{self.published} (published)"} if self.upstream else {}
+        facts = {name: value for name, value in facts.items() if value not in ("", 0)}
+        facts |= {f"file {n}": f"{file['url']} ({file['bytes'] / 1e6:.0f} MB)" for n, file in enumerate(files, start=1)}
+        width = max(map(len, facts))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
 
 
-_COLUMNS = ("id", "method", "arch", "data", "features", "params", "size", "licence")
-_NUMBERS = ("features", "params", "size")  # aligned to the right
+_COLUMNS = ("id", "method", "arch", "data", "features", "params", "size", "licence", "published")
+_NUMBERS = ("features", "params", "size", "published")  # aligned to the right
 
 
 class ModelTable(Sequence[ModelInfo]):
@@ -133,6 +200,7 @@ def _cells(model: ModelInfo) -> tuple[str, ...]:
         f"{model.params / 1e6:.2f} M",
         f"{model.bytes / 1e6:.1f} MB",
         model.licence,
+        model.published,
     )
 
 
@@ -169,19 +237,41 @@ def read_table(path: Path) -> Zoo:
 
 def _read_model(path: Path, id_: str, row: dict[str, Any]) -> ModelInfo:
     where = f'{path}, [models."{id_}"]'
-    types = {field.name: field.type for field in fields(ModelInfo) if field.name != "id"}
-    _reject_unknown(row, set(types), where)
-    if missing := [name for name in types if name not in row]:
-        raise ZooTableError(f"{where}: missing {', '.join(missing)}.")
+    _check_types(ModelInfo, row, where)
     size = row["input_size"]
     if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int for n in size)):
         raise ZooTableError(f"{where}: input_size must be [channels, height, width], got {size!r}.")
-    for name, kind in types.items():
-        if kind in (str, int) and type(row[name]) is not kind:
-            raise ZooTableError(
-                f"{where}: {name} must be {'text' if kind is str else 'an integer'}, got {row[name]!r}."
-            )
-    return ModelInfo(id=id_, **{**row, "input_size": tuple(size)})
+    upstream = _read_upstream(row["upstream"], f"{where}, upstream") if "upstream" in row else None
+    if (upstream is not None) != (row["source"] == "upstream"):
+        raise ZooTableError(f'{where}: source = "upstream" and a table upstream belong together.')
+    return ModelInfo(id=id_, **{**row, "input_size": tuple(size), "upstream": upstream})
+
+
+def _read_upstream(row: Any, where: str) -> Upstream:
+    if not isinstance(row, dict):
+        raise ZooTableError(f"{where} must be a table, got {row!r}.")
+    _check_types(Upstream, row, where)
+    for name in ("mean", "std"):
+        if not (isinstance(row[name], list) and all(type(n) is float for n in row[name])):
+            raise ZooTableError(f"{where}: {name} must be numbers such as [0.5, 0.5, 0.5], got {row[name]!r}.")
+    if not isinstance(row["files"], list) or not row["files"]:
+        raise ZooTableError(f"{where}: files must be one or more tables, got {row['files']!r}.")
+    for file in row["files"]:
+        _check_types(UpstreamFile, file, f"{where}, files")
+    files = tuple(UpstreamFile(**file) for file in row["files"])
+    return Upstream(**{**row, "mean": tuple(row["mean"]), "std": tuple(row["std"]), "files": files})
+
+
+def _check_types(kind: type[ModelInfo | Upstream | UpstreamFile], row: Mapping[str, Any], where: str) -> None:
+    """Refuse unknown and missing keys, and values that are no text, integer or number where one is needed."""
+    known: dict[str, Field[Any]] = {field.name: field for field in fields(kind) if field.name != "id"}
+    _reject_unknown(row, set(known), where)
+    if missing := [name for name, field in known.items() if name not in row and field.default is MISSING]:
+        raise ZooTableError(f"{where}: missing {', '.join(missing)}.")
+    for name, value in row.items():
+        wanted: Any = known[name].type
+        if wanted in _KINDS and type(value) is not wanted:
+            raise ZooTableError(f"{where}: {name} must be {_KINDS[wanted]}, got {value!r}.")
 
 
 def _reject_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:

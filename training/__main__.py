@@ -63,17 +63,29 @@ def pretrain(
 
 @app.command()
 def publish(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    id_: Annotated[str, typer.Option("--id", help="Its id in the zoo: method-arch-data.")] = ...,  # type: ignore[assignment]
-    data_name: Annotated[str, typer.Option(help="Name of the data set, such as cifar10.")] = ...,  # type: ignore[assignment]
+    target: Annotated[str, typer.Argument(metavar="RUN", help="Finished run; with --upstream: org/name on the Hub.")],
+    id_: Annotated[str | None, typer.Option("--id", help="Id of the run in the zoo: method-arch-data.")] = None,
+    data_name: Annotated[str | None, typer.Option(help="Name of the data set, such as cifar10.")] = None,
     licence: Annotated[str, typer.Option(help="SPDX identifier, of the weights.")] = "apache-2.0",
     hardware: Annotated[str | None, typer.Option(help="What it was trained on, if the run knows less.")] = None,
     summary: Annotated[str | None, typer.Option(help="One sentence about it.")] = None,
+    upstream: Annotated[str | None, typer.Option(metavar="ID", help="Push this encoder of others to the Hub.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --upstream: make the repository private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --upstream: only list what would be pushed.")
+    ] = False,
 ) -> None:
-    """Bundle a finished run with the package: in a checkout, for its maintainers."""
+    """Bundle a finished run with the package, in a checkout; or push an encoder of others to the Hub."""
     from .publish import publish as bundle
+    from .publish import publish_upstream
 
-    info = bundle(run, id_, data=data_name, licence=licence, hardware=hardware, summary=summary)
+    if upstream is not None:
+        push = publish_upstream(upstream, target, private=private, dry_run=dry_run)
+        print(f"{push}\n{push.url}")
+        return
+    if id_ is None or data_name is None:
+        raise typer.BadParameter("a run needs --id and --data-name.")
+    info = bundle(Path(target), id_, data=data_name, licence=licence, hardware=hardware, summary=summary)
     print(f"{info}\n\nbundled. Commit it, then: python -m sslzoo_evaluations linear {id_} --data FOLDER")
 
 

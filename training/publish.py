@@ -1,6 +1,7 @@
 """Finished run -> folder in the zoo's layout -> bundled with the package: weights, row of zoo.toml, history.
 
 python -m sslzoo_training publish RUN --id byol-resnet18quarter-cifar10 --data-name cifar10
+python -m sslzoo_training publish --upstream byol-resnet50-imagenet org/name     # others' weights, to the Hub
 """
 
 import csv
@@ -14,15 +15,18 @@ from typing import Any
 from torch import nn
 
 import sslzoo
-from sslzoo import weights, zoo
+from sslzoo import hub, weights, zoo
 from sslzoo.card import render_card, trained_on
 from sslzoo.encoder import load
+from sslzoo.publish import publish as push
 
 from .checkpoint import CHECKPOINT, LOG, read_log
 from .method import find_method
 from .recipe import list_recipes, make_plan
 
 SPLITS = {"train", "training", "images", "data", "unlabelled", "unlabeled"}
+OTHERS = "# ---- "  # begins the part of zoo.toml that others have trained
+UNWRITTEN = {"id", "variant", "upstream"}
 CHECKOUT = Path(sslzoo.__file__).parents[1]
 
 
@@ -203,6 +207,28 @@ def publish(
     return info
 
 
+def publish_upstream(id_: str, repo_id: str, *, private: bool = False, dry_run: bool = False) -> hub.Push:
+    """Push an encoder of others, converted, with their licence and names in its card.
+
+    Args:
+        id_: Its id in the zoo, such as "byol-resnet50-imagenet".
+        repo_id: "org/name" on the Hugging Face Hub; made if it is not there.
+        private: Make it private.
+        dry_run: Only compare.
+
+    Raises:
+        PublishError: It was trained by this project.
+        sslzoo.hub.HubError: It cannot be pushed; says why and what to do.
+        sslzoo.downloads.DownloadError: It is not on this machine and cannot be downloaded.
+    """
+    info = zoo.info(id_)
+    if info.upstream is None:
+        raise PublishError(f"{info.id} was trained by this project. Publish it with: sslzoo publish --zoo ORG")
+    folder = weights.locate(info.id)
+    card = render_card(info.id, weights.read_config(folder), info=info, repository=repo_id)
+    return push(folder, repo_id, card=card, private=private, dry_run=dry_run)
+
+
 def _finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and facts of a finished run."""
     if not (run / weights.CONFIG).is_file() and (run / CHECKPOINT).is_file():
@@ -233,8 +259,9 @@ def _write_history(run: Path, path: Path) -> None:
 
 
 def _write_table(path: Path, info: zoo.ModelInfo) -> None:
-    """Add a model to zoo.toml, or replace its table; every other line of the file stays as it is."""
-    values = {field.name: getattr(info, field.name) for field in fields(info) if field.name != "id"}
+    """Add a model to zoo.toml, behind those of this project, or replace its table; every other line stays as it is."""
+    # a run has neither a variant nor files of others
+    values = {field.name: getattr(info, field.name) for field in fields(info) if field.name not in UNWRITTEN}
     header = f'[models."{info.id}"]'
     new = [header, *(f"{k} = {_toml(list(v) if isinstance(v, tuple) else v)}" for k, v in values.items())]
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
@@ -245,9 +272,11 @@ def _write_table(path: Path, info: zoo.ModelInfo) -> None:
             end += 1
         lines[start:end] = new
     else:
-        lines += ["", *new]
+        lines.append("")
+        end = next((i for i, line in enumerate(lines) if line.startswith(OTHERS)), len(lines))
+        lines[end:end] = [*new, ""]
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
     try:
         zoo.read_table.__wrapped__(partial)  # its cache would never see that the file changes
     except zoo.ZooTableError:

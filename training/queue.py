@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .checkpoint import CHECKPOINT, LOG, read_log
 
 QUEUE = Path(__file__).parent / "queue.toml"
 LEAST_SECONDS = 30.0  # below that, a start costs more than it trains
+PHOTOS = "sklearn:"  # before the name of a photograph that comes with scikit-learn
 
 
 class QueueError(ValueError):
@@ -36,7 +38,7 @@ class Entry:
     Attributes:
         id: Of the zoo.
         method: Name of a method.
-        data: Folder below the root of all data.
+        data: Folder below the root of all data, or "sklearn:NAME": a photograph that comes with scikit-learn.
         cpu: Recipe on a CPU; empty: not trained on one.
         cuda: Recipe on a GPU; empty: not trained on one.
         settings: What differs from the recipe.
@@ -48,6 +50,16 @@ class Entry:
     cpu: str = ""
     cuda: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def source(self, root: Path) -> Path:
+        """Where its images are.
+
+        Args:
+            root: Of all data.
+        """
+        if self.data.startswith(PHOTOS):
+            return Path(str(files("sklearn.datasets.images") / self.data.removeprefix(PHOTOS)))
+        return root / self.data
 
     def recipe(self, device: str) -> str:
         """Its recipe on "cpu" or "cuda"; empty: none."""
@@ -150,7 +162,7 @@ def run_queue(
             outcomes.append(
                 loop.pretrain(
                     entry.method,
-                    data / entry.data,
+                    entry.source(data),
                     folder,
                     recipe=entry.recipe(device),
                     resume=True,

@@ -27,6 +27,7 @@ from sslzoo.feature_files import writable, write_table
 
 T = TypeVar("T")
 Size = tuple[int, int]  # (height, width)
+Integers = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
 
 class Batch(NamedTuple):
@@ -53,7 +54,8 @@ class Source:
     def __init__(
         self, decoder: "_Decoder", faults: dict[int, str], in_memory: bool, workers: int, device: str | torch.device
     ) -> None:
-        self.names = [decoder.images.names[i] for i in decoder.positions]
+        whole = len(decoder.positions) == len(decoder.images)
+        self.names = decoder.images.names if whole else decoder.images.subset(decoder.positions).names
         self.ignored = decoder.images.ignored
         self.in_memory = in_memory
         self._decoder = decoder
@@ -170,9 +172,10 @@ def open_source(
     workers = min(16, _cpus()) if workers is None else workers
     faults: dict[int, str] = {}
     sizes = _read_sizes(images, faults, workers)
-    if not sizes:
+    positions = np.flatnonzero(sizes[:, 0])
+    if not len(positions):
         raise _nothing_readable(images, faults)
-    decoder = _Decoder(images, list(sizes), _stored_size(set(sizes.values()), store_size))
+    decoder = _Decoder(images, positions, _stored_size(sizes[positions], store_size))
     limit = available_memory() // 4 if memory_limit is None else memory_limit
     return Source(decoder, faults, decoder.nbytes <= limit, workers, device)
 
@@ -196,9 +199,9 @@ class _Decoded(NamedTuple):
 class _Decoder(Dataset[_Decoded]):
     """Decodes images of a set to uint8 (3, H, W). Worker processes each have a copy."""
 
-    def __init__(self, images: ImageSet, positions: list[int], stored: Size) -> None:
+    def __init__(self, images: ImageSet, positions: Integers, stored: Size) -> None:
         self.images = images
-        self.positions = positions  # in the image set, of the images with a readable header
+        self.positions = positions  # (N,) in the image set, of the images with a readable header
         self.stored = stored
 
     @property
@@ -224,7 +227,7 @@ class _Decoder(Dataset[_Decoded]):
     def decode_or_next(self, i: int, out: np.ndarray[Any, Any], faults: dict[int, str]) -> Size:
         """Decode image `i`, or the next readable one, into `out`; return its true size and note what failed."""
         for j in range(i, i + len(self.positions)):
-            position = self.positions[j % len(self.positions)]
+            position = int(self.positions[j % len(self.positions)])
             try:
                 return self.decode(position, out)
             except UnreadableImageError as error:
@@ -258,9 +261,9 @@ def _load(decoder: _Decoder, faults: dict[int, str], workers: int) -> Batch:
     return Batch(images, true_sizes)
 
 
-def _read_sizes(images: ImageSet, faults: dict[int, str], workers: int) -> dict[int, Size]:
-    """Return the (height, width) of every image with a readable header, by position and in order."""
-    sizes: list[Size | None] = [None] * len(images)
+def _read_sizes(images: ImageSet, faults: dict[int, str], workers: int) -> Integers:
+    """Return the (height, width) of every image, (N, 2): 0 where the header cannot be read."""
+    sizes = np.zeros((len(images), 2), dtype=np.int32)  # of millions of images, 8 bytes each
 
     def read(i: int) -> None:
         try:
@@ -269,12 +272,13 @@ def _read_sizes(images: ImageSet, faults: dict[int, str], workers: int) -> dict[
             faults[i] = error.reason
 
     _run(read, range(len(images)), workers, title="reading image headers")
-    return {i: size for i, size in enumerate(sizes) if size is not None}
+    return sizes
 
 
-def _stored_size(sizes: set[Size], store_size: int) -> Size:
-    common = next(iter(sizes)) if len(sizes) == 1 else None
-    return common if common is not None and max(common) <= store_size else (store_size, store_size)
+def _stored_size(sizes: Integers, store_size: int) -> Size:
+    height, width = sizes.max(0).tolist()
+    common = bool((sizes == sizes[0]).all()) and max(height, width) <= store_size
+    return (height, width) if common else (store_size, store_size)
 
 
 def _run(work: Callable[[int], None], indices: range, threads: int, title: str | None = None) -> None:

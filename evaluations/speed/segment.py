@@ -11,6 +11,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ def step(loss: Loss, optimizer: torch.optim.Optimizer, images: Tensor, masks: Te
         torch.cuda.synchronize()
     start = clock()
     with torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext():
-        value = loss(images, masks)
+        value: Any = loss(images, masks)
     value.backward()
     optimizer.step()
     optimizer.zero_grad()

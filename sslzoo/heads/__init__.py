@@ -25,6 +25,7 @@ keyword; `load(folder, device)`; and `card(config, place)`, its part of a model 
 """
 
 import inspect
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -78,13 +79,14 @@ def head_module(task: str) -> ModuleType:
     return import_module(f"sslzoo.heads.{TASKS[task]}")
 
 
-def build(task: str, encoder: Any, source: Any, **options: Any) -> Any:
+def build(task: str, encoder: Any, source: Any, *, seed: int = 0, **options: Any) -> Any:
     """Make a model for the classes of labelled data.
 
     Args:
         task: Such as "classification".
         encoder: Zoo id, model folder, or an `Encoder`.
         source: The data, of a kind that the task knows.
+        seed: Of weights that are random at first.
         options: Of the task, such as `head`.
 
     Raises:
@@ -92,6 +94,9 @@ def build(task: str, encoder: Any, source: Any, **options: Any) -> Any:
     """
     make = head_module(task).build
     known = [name for name, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    if "seed" in known:
+        known.remove("seed")
+        make = partial(make, seed=seed)
     if strange := [name for name in options if name not in known]:
         has = f"its options are {', '.join(known)}" if known else "it has no options"
         raise ValueError(f"{task.capitalize()} knows no {', '.join(strange)}: {has}.")

@@ -240,15 +240,11 @@ class Classifier(nn.Module):
 
     def weigh(self, images: ImageSet, class_weights: str | Sequence[float] | None) -> None:
         """Set how much each class counts in the loss: None, "balanced" (by the inverse of its count) or K numbers."""
-        if class_weights is None:
-            self.class_weights = None
-            return
-        if isinstance(class_weights, str):
-            if class_weights != "balanced":
-                raise ValueError(f"class_weights are 'balanced' or one number a class, got {class_weights!r}.")
+        if class_weights == "balanced":
             counts = _counts(images)
-            class_weights = (len(images) / (self.num_classes * np.maximum(counts, 1))).tolist()
-        self.class_weights = common.checked_weights(class_weights, self.num_classes).to(self.head.weight.device)
+            class_weights = list(map(float, len(images) / (self.num_classes * np.maximum(counts, 1))))
+        checked = common.checked_weights(class_weights, self.num_classes)
+        self.class_weights = None if checked is None else checked.to(self.head.weight.device)
 
     def samples(self, images: ImageSet, seed: int | None) -> "Samples":
         """Random views to train on, or with seed None each image as `transform` has it."""

@@ -70,12 +70,18 @@ def checked_classes(classes: Sequence[str], num_classes: int) -> list[str]:
     return names
 
 
-def checked_weights(class_weights: Sequence[float], num_classes: int) -> torch.Tensor:
-    """Weights of the classes in a loss, (K,).
+def checked_weights(class_weights: str | Sequence[float] | None, num_classes: int) -> torch.Tensor | None:
+    """Weights of the classes in a loss, (K,); None for none.
 
     Raises:
         ValueError: Not K numbers of at least 0, or all of them 0.
     """
+    if class_weights is None:
+        return None
+    if isinstance(class_weights, str):
+        raise ValueError(  # noqa: TRY004 (another text would do)
+            f"class_weights are 'balanced' or one number a class, got {class_weights!r}."
+        )
     values = torch.tensor(class_weights, dtype=torch.float32)
     if values.shape != (num_classes,) or not (values.isfinite() & (values >= 0)).all() or values.sum() == 0:
         raise ValueError(f"class_weights needs {num_classes} numbers of at least 0, got {class_weights}.")

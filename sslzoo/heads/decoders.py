@@ -47,9 +47,8 @@ class FCN8s(nn.Module):
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.scores = nn.ModuleList(nn.Conv2d(c, num_classes, 1) for c in channels)
-        for score in self.scores:
-            nn.init.zeros_(score.weight)  # as in the paper
-            nn.init.zeros_(score.bias)
+        for parameter in self.scores.parameters():
+            nn.init.zeros_(parameter)  # as in the paper
 
     def forward(self, images: Tensor, maps: list[Tensor]) -> Tensor:
         """Scores (B, K, H / 8, W / 8)."""

@@ -433,11 +433,12 @@ def detector(
 
 def build(
     encoder: Encoder | str | Path, source: Any, *, head: str = "faster-rcnn", image_size: int = IMAGE_SIZE,
-    proposals: int = PROPOSALS,
+    proposals: int = PROPOSALS, seed: int = 0,
 ) -> Detector:  # fmt: skip
     """Make a detector for the classes of images with boxes."""
     return detector(
-        encoder, classes=open_boxes(source).classes, head=head, image_size=image_size, proposals=proposals
+        encoder, classes=open_boxes(source).classes, head=head, image_size=image_size, proposals=proposals,
+        seed=seed,
     )
 
 

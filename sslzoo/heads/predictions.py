@@ -37,7 +37,7 @@ class Predictions:
     @property
     def names(self) -> list[str]:
         """Of the images: paths relative to the folder, or numbers."""
-        return self.images.names
+        return list(self.images.names)
 
     @property
     def labels(self) -> list[str]:

@@ -4,6 +4,7 @@ Pixels of class `IGNORE` count nowhere; where no pixel counts the loss is 0.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -64,8 +65,8 @@ def build(names: str) -> Loss:
     parts = [name.strip() for name in names.split("+")]
     if strange := [name for name in parts if name not in LOSSES]:
         raise ValueError(f"Unknown loss {strange[0]!r}. There is: {', '.join(LOSSES)}, or a sum such as a+b.")
+    return partial(_total, parts)
 
-    def total(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-        return torch.stack([LOSSES[name](logits, labels, weight) for name in parts]).sum()
 
-    return total
+def _total(names: list[str], logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    return torch.stack([LOSSES[name](logits, labels, weight) for name in names]).sum()

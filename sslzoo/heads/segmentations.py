@@ -66,7 +66,7 @@ class Segmentations:
     @property
     def names(self) -> list[str]:
         """Of the images: paths relative to the folder, or numbers."""
-        return self.images.names
+        return list(self.images.names)
 
     def shares(self, i: int) -> dict[str, float]:
         """The classes on image `i`, most pixels first -> part of its pixels."""

@@ -307,17 +307,12 @@ class Segmenter(nn.Module):
         Balanced is median frequency over frequency, where a class is there. Eigen & Fergus 2015,
         https://arxiv.org/abs/1411.4734, Sec. 6.3.2, with frequencies over all images.
         """
-        if class_weights is None:
-            self.class_weights = None
-            return
-        if isinstance(class_weights, str):
-            if class_weights != "balanced":
-                raise ValueError(f"class_weights are 'balanced' or one number a class, got {class_weights!r}.")
+        if class_weights == "balanced":
             counts = images.counts().sum(axis=0)[: self.num_classes]
             middle = float(np.median(counts[counts > 0]))
-            class_weights = np.where(counts > 0, middle / np.maximum(counts, 1), 0).tolist()
+            class_weights = list(map(float, np.where(counts > 0, middle / np.maximum(counts, 1), 0)))
         checked = common.checked_weights(class_weights, self.num_classes)
-        self.class_weights = checked.to(next(self.parameters()).device)
+        self.class_weights = None if checked is None else checked.to(next(self.parameters()).device)
 
     def samples(self, images: MaskSet, seed: int | None) -> JointSamples:
         """Random views to train on, or with seed None each image scaled to fit and padded."""
@@ -449,6 +444,7 @@ def build(
     image_size: int | Size = IMAGE_SIZE,
     loss: str = "cross_entropy",
     auxiliary: bool = False,
+    seed: int = 0,
 ) -> Segmenter:
     """Make a segmenter for the classes of masks; see `segmenter` for the options."""
     found = open_masks(source)
@@ -460,7 +456,7 @@ def build(
         )
     return segmenter(
         encoder, classes=names, colours=found.colours, head=head, output_stride=output_stride, image_size=image_size,
-        loss=loss, auxiliary=auxiliary,
+        loss=loss, auxiliary=auxiliary, seed=seed,
     )  # fmt: skip
 
 

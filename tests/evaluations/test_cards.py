@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import sslzoo
-from sslzoo import weights
+from sslzoo import weights, zoo
 from sslzoo.zoo import TABLE
 from sslzoo_evaluations import cards
 from sslzoo_evaluations.cards import CardsError, stale_files
@@ -95,3 +95,15 @@ def test_a_readme_without_marks_is_an_error(root, write, capsys):
     assert "<!-- results:begin -->" in capsys.readouterr().err
     with pytest.raises(CardsError, match="no checkout"):
         stale_files(TABLE.parent)
+
+
+def test_a_network_of_half_an_image_stands_beside_the_pixels_of_that_half():
+    encoder = sslzoo.create("tophalf_mlp", seed=0)
+    row = zoo.ModelInfo(
+        "nwj-tophalf_mlp-mnist", "nwj", "tophalf_mlp", "mnist", "apache-2.0", 100, 238_300, encoder.input_size, DIGEST,
+        1, "bundled", 45, "CPU", "P", "https://x.org/1", "S.",
+    )  # fmt: skip
+    names = [row.id, "random:tophalf_mlp@28", "random:tophalf_conv@28", "pixels", "pixels:tophalf"]
+    results = [replace(ROW, model=name, data="mnist", sha256=DIGEST) for name in names]
+    kept = cards.beside(row, cards.current([*results, ROW], [row]))
+    assert [result.model for result in kept] == [names[0], names[1], names[3], names[4]]

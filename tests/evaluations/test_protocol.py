@@ -39,6 +39,14 @@ def test_pixels_are_normalised_pixels_and_their_mirror_image(folder):
     assert np.allclose(x[17, 1].view(3, 8, 8), expected[:, ::-1].transpose(2, 0, 1), atol=1e-6)
 
 
+def test_pixels_of_the_top_half_are_the_first_half_of_each_channel(folder):
+    train, _ = open_splits(folder)
+    whole, top = (
+        features(open_subject(name, 0, train), train, views=1, seed=0) for name in ("pixels", "pixels:tophalf")
+    )
+    assert torch.equal(top.view(60, 2, 3, 4, 8), whole.view(60, 2, 3, 8, 8)[:, :, :, :4])
+
+
 def test_features_are_the_encoders_own_in_eval_mode(folder):
     train, _ = open_splits(folder)
     subject = open_subject("random:resnet18quarter@32", 3, train)
@@ -116,6 +124,17 @@ def test_the_command_line_appends_one_row(folder, tmp_path, capsys):
     assert first.settings.startswith("views=1 weight_decay=")
     assert first.sha256 != second.sha256  # another seed, other random weights
     assert f"{first.value:.4f}" in capsys.readouterr().out
+
+
+def test_networks_of_half_an_image_are_measured_without_views(folder, tmp_path):
+    file = tmp_path / "r.csv"
+    for model in ("random:tophalf_mlp@28", "pixels:tophalf"):
+        words = [model, "--data", str(folder), "--results", str(file), "--device", "cpu", "--workers", "0"]
+        assert linear.main([*words, "--views", "0"]) == 0
+    network, pixels = read(file)
+    assert (network.model, pixels.model) == ("random:tophalf_mlp@28", "pixels:tophalf")
+    assert network.settings.startswith("weight_decay=")
+    assert min(network.value, pixels.value) > 0.6
 
 
 def test_a_run_is_not_taken_for_the_zoos_model(folder, tmp_path):

@@ -61,7 +61,7 @@ def test_rows_are_appended_once_with_pictures(
         for metric in ("miou", "pixel_accuracy")
     }
     assert {(row.n_train, row.n_test) for row in rows} == {(6, 6)}
-    assert "image_size=64x64" in rows[0].settings
+    assert rows[0].settings.endswith("image_size=64x64 output_stride=32 precision=float32")
     for start in ("pretrained", "scratch"):
         with Image.open(tmp_path / f"p-fcn8s-{start}.png") as image:
             assert image.width > 800

@@ -1,9 +1,14 @@
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import published
 import pytest
+from file_server import FileServer
 from hub_server import Hub
 from huggingface_hub import close_session, constants
+
+from sslzoo import encoder, zoo
 
 
 @pytest.fixture
@@ -29,3 +34,45 @@ def hub_client(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     close_session()
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A web server on this machine; what is fetched goes to `tmp_path / "home"`."""
+    monkeypatch.setenv("SSLZOO_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    close_session()
+    running = FileServer()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def thin(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of the architecture of `published.network()`."""
+    monkeypatch.setitem(encoder.VARIANTS, published.THIN, ("resnet18", published.THIN_ARGS))
+    return published.THIN
+
+
+@pytest.fixture
+def published_at(web: FileServer, thin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put the zoo's files on the web server of this machine: `published_at({id: content})`.
+
+    The table is the package's own, but for URLs, which point to the server, digests, and architectures: a thin ResNet
+    in the place of all, unless `whole` is set.
+    """
+
+    def publish(contents: Mapping[str, bytes], *, whole: bool = False) -> None:
+        text = zoo.TABLE.read_text(encoding="utf-8")
+        for id_, content in contents.items():
+            for file in zoo.info(id_).upstream.files:
+                web.files[file.url.partition("://")[2]] = content
+        text = re.sub(r'url = "https?://', f'url = "{web.url}/', text)
+        text = re.sub(r', digest = "[^"]*"', "", text)
+        table = tmp_path / "upstream.toml"
+        thin = re.sub(r'arch = "resnet[0-9w]+"', f'arch = "{published.THIN}"', text)
+        table.write_text(text if whole else thin, encoding="utf-8")
+        monkeypatch.setattr(zoo, "TABLE", table)
+
+    return publish

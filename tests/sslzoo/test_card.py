@@ -45,10 +45,10 @@ def info():
     )  # fmt: skip
 
 
-def row(model, protocol, value, seed=0, data="cifar10"):
+def row(model, protocol, value, seed=0, data="cifar10", settings="views=4 weight_decay=1e-05"):
     return {
         "model": model, "protocol": protocol, "data": data, "metric": "top1", "value": value, "seed": seed,
-        "n_train": 50000, "n_test": 10000, "commit": "1a2b3c4", "date": "2026-01-31",
+        "settings": settings, "n_train": 50000, "n_test": 10000, "commit": "1a2b3c4", "date": "2026-01-31",
     }  # fmt: skip
 
 
@@ -73,9 +73,15 @@ def test_the_table_goes_from_best_to_worst_and_averages_seeds():
 
 
 def test_each_data_set_has_its_table():
-    tables = results_table([*ROWS, row("pixels", "knn", 0.9, data="digits")]).split("\n\n")
+    digits = [row("pixels", "knn", 0.9, data="digits"), row("pixels:tophalf", "knn", 0.8, data="digits")]
+    tables = results_table([*ROWS, *digits]).split("\n\n")
     assert len(tables) == 2
-    assert tables[1] == "| top-1 accuracy on digits, test | kNN |\n| --- | ---: |\n| raw pixels | 90.0 % |"
+    assert tables[1].splitlines() == [
+        "| top-1 accuracy on digits, test | kNN |",
+        "| --- | ---: |",
+        "| raw pixels | 90.0 % |",
+        "| raw pixels of the top half | 80.0 % |",
+    ]
 
 
 def test_the_front_matter_is_what_the_hub_reads(config, info):
@@ -99,6 +105,16 @@ def test_a_zoo_card_tells_what_ran(config, info):
     ):  # fmt: skip
         assert part in text, part
     assert "None" not in re.sub("```.*?```", "", text, flags=re.DOTALL)
+
+
+def test_a_card_tells_whether_the_probe_saw_crops(config, info):
+    crops, mirrored = "centre view and random crops of each training image", "Raw pixels have their mirror image"
+    text = render_card(NAME, config, ROWS, info)
+    assert crops in text
+    assert mirrored in text
+    text = render_card(NAME, config, [{**row, "settings": "weight_decay=1e-05"} for row in ROWS], info)
+    assert "frozen features of the centre view of each training image" in text
+    assert mirrored not in text
 
 
 def test_a_runs_card_claims_no_licence_and_no_result(config):

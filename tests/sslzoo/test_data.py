@@ -264,6 +264,21 @@ def test_arrays_that_are_no_images_say_what_to_do(array: np.ndarray, error: type
 # Sets of images
 
 
+def test_natural_order_is_that_of_letters_and_values(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    names = {"".join(random.choice(list("aB1209-_ "), random.integers(1, 9))) for _ in range(400)}
+    names |= {"007", "07", "7", "x0", "x00", "x", "x1y", "x1", "9" * 30, "1" + "0" * 29, "ä2", "Ä10"}
+    for name in names:
+        (tmp_path / f"{name}.png").touch()
+
+    def parts(name: str) -> tuple[list[str | int], str]:
+        cut = re.split(r"([0-9]+)", name.casefold())
+        return [int(part) if i % 2 else part for i, part in enumerate(cut)], name
+
+    written = [f"{name}.png" for name in names if not name.startswith(".")]
+    assert open_images(tmp_path).names == sorted(written, key=parts)
+
+
 def test_flat_folder_in_natural_order_without_labels(tmp_path: Path) -> None:
     for name in ["10.png", "9.JPG", "b2.png", "B10.png", "a.jpeg"]:
         save_colour(tmp_path / name)

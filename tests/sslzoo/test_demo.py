@@ -26,7 +26,7 @@ def encoders():
 def tiny_zoo(use_zoo, encoders):
     """A zoo of four untrained encoders, each larger than the next, it says."""
     row = {"method": "byol", "arch": "resnet18quarter", "data": "noise"}
-    use_zoo({id_: {**row, "params": 9 - i} for i, id_ in enumerate(encoders)}, {"short": "model2"}, encoders)
+    use_zoo({id_: {**row, "params": (9 - i) * 10**5} for i, id_ in enumerate(encoders)}, {"short": "model2"}, encoders)
 
 
 @pytest.fixture
@@ -139,6 +139,14 @@ def test_unusable_folders(tiny_zoo, counts, message, tmp_path):
     assert result.exit_code == 1
     assert re.match("error: .*" + message, result.stderr)
     assert result.stderr.count("\n") == 1
+
+
+def test_by_default_small_encoders_of_whole_images_are_taken_in_the_zoos_order(use_zoo):
+    params = {"large": 23_500_000, "first": 701_720, "half": 238_300, "second": 701_576, "third": 701_720, "fourth": 1}
+    row = {"method": "byol", "data": "noise"}
+    arch = {"half": "tophalf_mlp"}
+    use_zoo({id_: {**row, "arch": arch.get(id_, "resnet18quarter"), "params": n} for id_, n in params.items()})
+    assert demo.default_models() == ["first", "second", "fourth"]
 
 
 def test_empty_zoo(use_zoo, tmp_path):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 import sslzoo
-from sslzoo import Encoder, embed, embed_to_file, read_features
+from sslzoo import Encoder, embed, embed_to_file, encoding, read_features
 from sslzoo.data import EmptyDatasetError, ImageSet, UnreadableImageError, open_images
 from sslzoo.encoding import cut, encode
 
@@ -380,6 +380,18 @@ def test_two_processes_give_the_file_of_one(encoder: Encoder, damaged_folder: Pa
     np.testing.assert_allclose(found.X, expected.X, atol=1e-5)  # they may use other numbers of threads
 
 
+def test_a_batch_in_parts_gives_the_same_features(photos: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = sslzoo.create("resnet18quarter", seed=0, image_size=40)
+    whole = encoder.embed(photos, batch_size=24)
+    monkeypatch.setattr(encoding, "_CPU_PIXELS", 5 * 40 * 40)
+    sizes: list[int] = []
+    encoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    np.testing.assert_allclose(encoder.embed(photos, batch_size=24), whole, rtol=1e-5, atol=1e-6)
+    assert sizes == [5, 5, 5, 5, 4]
+    monkeypatch.setattr(encoding, "_CPU_PIXELS", 1)  # less than an image
+    np.testing.assert_allclose(encoder.embed(photos[:2]), whole[:2], rtol=1e-5, atol=1e-6)
+
+
 class Wide(nn.Module):
     """Half a megabyte of features an image, so that features outweigh all else."""
 
@@ -388,13 +400,13 @@ class Wide(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
+        self.model = nn.ParameterDict({"weight": torch.ones(1)})
 
     input_size = (3, 1, 1)
     transform = Compose([ToTensor(), Normalize([0.0] * 3, [1 / 255] * 3)])
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.weight * images[:, 0].reshape(-1, 1).expand(-1, self.num_features)
+        return self.model["weight"] * images[:, 0].reshape(-1, 1).expand(-1, self.num_features)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".npy"])

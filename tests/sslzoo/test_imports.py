@@ -12,29 +12,28 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"sslzoo": ROOT / "sslzoo", "sslzoo_training": ROOT / "training", "sslzoo_evaluations": ROOT / "evaluations"}
 # From the bottom up: a module may import those of its own line and of the lines above it in this list.
 ORDER = (
-    {
-        "console",
-        "provenance",
-        "zoo",
-        "hub",
-        "weights",
-        "images",
-        "data",
-        "masks",
-        "splits",
-        "lab",
-        "joint",
-        "transforms",
-        "upstream",
+    {"console", "provenance", "zoo", "hub", "weights", "images", "data", "splits", "lab", "transforms", "upstream"}
+    | {
+        "modes",
+        "names",
+        "folding",
+        "knn",
+        "snippets",
+        "mnist_networks",
+        "resnets",
+        "pickles",
+        "torch_files",
+        "downloads",
     }
-    | {"modes", "knn", "snippets", "mnist_networks", "class_table", "coco", "boxes", "box_files"},
+    | {"class_table", "coco", "joint", "masks", "boxes", "box_files"},
     {"encoder"},
     {"encoding", "feature_files", "features", "heads", "card", "model_card", "plots", "export"},
-    {"probes", "trainer", "finetuning", "publish"},
+    {"probes", "trainer", "finetuning", "publish", "conversion"},
+    {"originals"},
     {"cli", "demo", "__main__", "__init__"},
 )
 # What may reach up, inside a function: a method that delegates, as Encoder.embed does.
-REACHES_UP = {("encoder", "features"), ("encoder", "publish"), ("heads", "publish")}
+REACHES_UP = {("encoder", "features"), ("encoder", "publish"), ("heads", "publish"), ("weights", "originals")}
 # The only module of sslzoo that knows the other two packages, inside its functions.
 COMMAND_LINE = {"cli", "__main__"}
 

@@ -51,7 +51,7 @@ def test_folders(kind: str, some: Any, tmp_path: Path) -> None:
     (root / "classes.csv").write_text("\n".join(lines))
     found = open_masks(root)
     same(found, some.masks)
-    assert (found.classes, found.colours, found.names) == (NAMES, COLOURS, [f"{n}.png" for n in range(4)])
+    assert (found.classes, found.colours, list(found.names)) == (NAMES, COLOURS, [f"{n}.png" for n in range(4)])
     image, target = found.example(2)
     assert np.array_equal(np.asarray(image), some.images[2])
     assert np.array_equal(target["masks"].numpy(), some.masks[2])
@@ -103,7 +103,7 @@ def test_pascal_vocs_layout(some: Any, tmp_path: Path) -> None:
     (lists / "train.txt").write_text("2007_1\n2007_3\n2007_2\n")
     (lists / "val.txt").write_text("2007_0\n")
     found = open_masks(lists / "train.txt")
-    assert (found.names, found.left_out) == (["2007_1", "2007_2"], ["2007_3"])
+    assert (list(found.names), found.left_out) == (["2007_1", "2007_2"], ["2007_3"])
     assert found.classes == list(VOC)
     assert np.array_equal(found.mask(1)[1:], some.masks[2][1:])
     assert (found.mask(1)[0] == 255).all()
@@ -232,7 +232,7 @@ def test_images_without_masks_and_damaged_files(some: Any, tmp_path: Path) -> No
     root = write(tmp_path, some)
     (root / "masks" / "1.png").unlink()
     found = open_masks(root)
-    assert (found.names, found.left_out) == (["0.png", "2.png", "3.png"], ["1.png"])
+    assert (list(found.names), found.left_out) == (["0.png", "2.png", "3.png"], ["1.png"])
     same(found, some.masks[[0, 2, 3]])
     for part in ("images", "masks"):
         path = root / part / "2.png"

@@ -164,9 +164,11 @@ def test_masks_lie_over_their_image(tmp_path, drawn):
     assert shown[5, 2].tolist() == [100, 100, 100]  # what is ignored stays
     assert (figure.axes[1].images[0].get_array() == 100).all()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["none", plots._label(LONG)]
-    assert not overlap([axes.title for axes in figure.axes])
-    legend = figure.legends[0].get_window_extent()
-    assert not any(axes.title.get_window_extent().overlaps(legend) for axes in figure.axes)
+    said = [text for axes in figure.axes for text in axes.texts]
+    assert [text.get_text() for text in said][2:] == [r"\$", "b"]
+    assert not overlap(said)
+    others = [figure.legends[0].get_window_extent(), *(axes.images[0].get_window_extent() for axes in figure.axes[:4])]
+    assert not any(text.get_window_extent().overlaps(box) for text in said for box in others)
     with pytest.raises(ValueError, match="one caption an image, got 4 images and 1"):
         plots.overlay_sheet(cells, ["a"], colours, tmp_path / "y.png", captions=["a"])
     with pytest.raises(ValueError, match="got 0 images"):

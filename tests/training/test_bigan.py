@@ -14,10 +14,10 @@ from sslzoo_training.recipe import Settings
 from sslzoo_training.views import View
 
 
-def build(**more: int) -> BiGAN:
+def build(**more: float) -> BiGAN:
     torch.manual_seed(0)
     encoder = timm.create_model("resnet18", num_classes=0, channels=[4, 8, 8, 16], stem_type="deep", stem_width=4)
-    return BiGAN(encoder, **({"z_dim": 6, "side": 16, "width": 4} | more)).train()
+    return BiGAN(encoder, **({"z_dim": 6, "side": 16, "width": 4, "generator_width": 4} | more)).train()
 
 
 def batch(seed: int = 0) -> list[Tensor]:
@@ -70,7 +70,7 @@ def test_the_best_discriminator_of_two_discrete_joints_is_their_ratio(counts: tu
 
 
 def test_everything_starts_near_ln_2() -> None:
-    out = build(z_dim=6, side=32, width=16)(batch(), torch.arange(8))
+    out = build(side=32, width=16, generator_width=16)(batch(), torch.arange(8))
     assert out["d_loss"].item() == pytest.approx(math.log(2), abs=0.15)
     assert out["eg_loss"].item() == pytest.approx(math.log(2), abs=0.15)
     assert out["loss"].item() == pytest.approx((out["d_loss"] + out["eg_loss"]).item())
@@ -148,6 +148,25 @@ def test_codes_are_uniform_and_follow_the_generator() -> None:
     assert z.mean().abs() < 0.02
     assert z.std().item() == pytest.approx(1 / math.sqrt(3), rel=0.02)
     assert torch.equal(z, method.draw(5000, torch.Generator().manual_seed(0)))
+
+
+def test_the_discriminator_sees_images_and_codes_with_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, images = build(noise=0.5), batch()[0]
+    draws = method.draw(8, torch.Generator().manual_seed(0))
+    z, on_x, on_z = draws.split([6, 3 * 16**2, 6], dim=1)
+    assert torch.equal(z, build().draw(8, torch.Generator().manual_seed(0)))  # the codes are what they were
+    assert on_x.std().item() == pytest.approx(0.5, rel=0.05)
+    assert on_z.std().item() == pytest.approx(0.5, rel=0.3)
+    x, code = interpolate(images, 16, mode="area"), method.code(method.encoder(images))
+    expected = (x, code), (method.generator(z), z)
+    seen: list[tuple[Tensor, Tensor]] = []
+    forward = method.discriminator.forward
+    monkeypatch.setattr(method.discriminator, "forward", lambda *pair: seen.append(pair) or forward(*pair))
+    method([images, draws], torch.arange(8))
+    assert len(seen) == 4  # real and fake, for its own loss and for that of the others
+    for number, (image, codes) in enumerate(seen):
+        torch.testing.assert_close(image, expected[number % 2][0] + on_x.view(8, 3, 16, 16))
+        torch.testing.assert_close(codes, expected[number % 2][1] + on_z)
 
 
 @pytest.mark.parametrize(("side", "halvings"), [(8, 1), (32, 3), (64, 4)])

@@ -113,8 +113,14 @@ def test_decoding_goes_from_the_mean_to_the_mode() -> None:
     assert annealed.norm(dim=-1).mean() > 1.5 * mean.norm(dim=-1).mean()  # less grey
 
 
-def test_the_loss_is_the_weighted_cross_entropy_of_the_colours_of_every_fourth_pixel(images: Tensor) -> None:
-    method = Colorization(encoder(), hidden_dim=16)
+@pytest.mark.parametrize("stride", [4, 8])
+def test_the_loss_is_the_weighted_cross_entropy_of_the_colours_of_one_pixel_of_each_square(
+    images: Tensor, stride: int
+) -> None:
+    method = Colorization(encoder(), stride=stride, hidden_dim=16)
+    assert [method.encoder.feature_info[i]["reduction"] for i in method.stages] == [
+        s for s in (4, 8, 16, 32) if s >= stride
+    ]
     out = method([images], torch.arange(4))
     method.eval()  # keeps its counts; the batch statistics were those of training
     logits = _logits(method.train(), images)
@@ -122,10 +128,10 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_colours_of_every_fourth_p
     w = rebalancing(method.counts, CENTRES, 0.5, 5.0)
     plain, weighted = [], []
     for n in range(4):
-        for y in range(8):
-            for x in range(8):
-                bins, z = soft_encode(lab[n, 1:, 4 * y, 4 * x][None])
-                cross = -(z[0] * logits[n, :, y, x].log_softmax(0)[bins[0]]).sum()
+        for y in range(0, 32, stride):
+            for x in range(0, 32, stride):
+                bins, z = soft_encode(lab[n, 1:, y, x][None])
+                cross = -(z[0] * logits[n, :, y // stride, x // stride].log_softmax(0)[bins[0]]).sum()
                 plain.append(cross)
                 weighted.append(w[bins[0, 0]] * cross)
     assert out["cross_entropy"].item() == pytest.approx(torch.stack(plain).mean().item(), rel=1e-4)
@@ -136,7 +142,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_colours_of_every_fourth_p
 def _logits(method: Colorization, images: Tensor) -> Tensor:
     grey = rgb_to_lab(images)[:, :1] / 100
     maps = method.encoder.forward_intermediates((grey - 0.5) / 0.25, indices=method.stages, intermediates_only=True)
-    return method.head(maps, torch.Size([8, 8]))
+    return method.head(maps, torch.Size([32 // method.stride] * 2))
 
 
 def test_the_encoder_sees_lightness_only(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

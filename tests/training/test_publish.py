@@ -8,7 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 import sslzoo
-from sslzoo import weights, zoo
+from sslzoo import hub, weights, zoo
+from sslzoo.conversion import expected, make_config
 from sslzoo_training.__main__ import app
 from sslzoo_training.checkpoint import Log
 from sslzoo_training.method import find_method, list_methods
@@ -103,6 +104,16 @@ def test_the_table_keeps_every_other_line(run, root):
     assert zoo.read_table(table).models[-1].summary == 'Say "two".'
 
 
+def test_a_new_model_comes_before_those_of_others(run, root):
+    table = root / "sslzoo" / "zoo.toml"
+    table.write_text(table.read_text().rstrip("\n") + "\n\n# ---- Others\n# and their models\n")
+    publish(run, ID, data="cifar10", root=root)
+    text = table.read_text()
+    assert text.index("[models]") < text.index(ID) < text.index("\n\n# ---- Others\n# and their models\n")
+    assert text.endswith("their models\n")
+    assert "\n\n\n" not in text
+
+
 def test_the_history_has_both_ends_and_every_look(run, root):
     publish(run, ID, data="cifar10", root=root)
     with (root / "training" / "history" / f"{ID}.csv").open() as file:
@@ -155,3 +166,29 @@ def test_papers_are_cited_as_usual():
 )
 def test_data_is_named_by_its_folder(path, name):
     assert data_name(Path(path)) == name
+
+
+def test_an_encoder_of_others_is_pushed_with_its_licence(monkeypatch, tmp_path):
+    folder = tmp_path / "simsiam-resnet50-imagenet"
+    info = zoo.info("simsiam-resnet50-imagenet")
+    config = make_config(info)
+    state = expected(config)
+    weights.write_folder(folder, config, {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items()})
+    monkeypatch.setattr(weights, "locate", lambda name, **options: folder)
+    pushed = {}
+
+    def push_folder(staged, repo_id, *, private, dry_run):
+        pushed.update(card=(staged / "README.md").read_text(), repo_id=repo_id, private=private, dry_run=dry_run)
+        return hub.Push(repo_id, (), "https://hub.example/commit")
+
+    monkeypatch.setattr(hub, "push_folder", push_folder)
+    words = ["publish", "--upstream", info.id, "org/simsiam", "--private"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert (pushed["repo_id"], pushed["private"], pushed["dry_run"]) == ("org/simsiam", True, False)
+    assert "license: cc-by-nc-4.0" in pushed["card"]
+    assert "The weights are by github.com/facebookresearch/simsiam" in pushed["card"]
+    assert 'timm.create_model("hf-hub:org/simsiam"' in pushed["card"]
+    ours = CliRunner().invoke(app, ["publish", "--upstream", ID, "org/x"])
+    assert "was trained by this project" in ours.output
+    assert CliRunner().invoke(app, ["publish", "run"]).exit_code == 2

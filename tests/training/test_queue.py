@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from sslzoo.weights import read_config
 from sslzoo_training import queue
 from sslzoo_training.method import find_method
+from sslzoo_training.publish import data_name
 from sslzoo_training.queue import Entry, QueueError, choose, claimed, is_finished, read_queue, run_queue, state
 from sslzoo_training.recipe import make_plan
 
@@ -26,7 +28,16 @@ def test_every_entry_of_the_table_has_a_plan_that_its_id_tells(entry: Entry, dev
         pytest.skip(f"{entry.id} is not trained on {device}")
     plan = make_plan(entry.method, entry.recipe(device), entry.settings)
     name = find_method(entry.method).published_as(plan.method_settings)
-    assert entry.id == f"{name}-{plan.settings.arch}-{entry.data.split('/')[0]}"
+    assert entry.id == f"{name}-{plan.settings.arch}-{data_name(entry.source(Path('data')))}"
+    assert plan.settings.single_image == entry.data.startswith(queue.PHOTOS)
+
+
+def test_scikit_learns_photographs_need_no_data_folder(tmp_path: Path) -> None:
+    settings = SMALL | {"crops": 16}
+    entry = Entry("a", "rotation", "sklearn:china.jpg", cpu="single_image", settings=settings)
+    (outcome,) = run_queue([entry], tmp_path / "nowhere", tmp_path / "runs", device="cpu")
+    assert outcome.finished
+    assert read_config(outcome.folder)["sslzoo"]["dataset"] == "china"
 
 
 def test_the_queue_trains_in_order_and_skips_what_is_finished(photo_folder: Path, tmp_path: Path) -> None:

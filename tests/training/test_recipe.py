@@ -1,10 +1,13 @@
 import re
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sslzoo.data import open_images
 from sslzoo_training.method import list_methods
-from sslzoo_training.recipe import RecipeError, list_recipes, make_plan, parse_overrides
+from sslzoo_training.recipe import RECIPES, RecipeError, list_recipes, make_plan, parse_overrides
 
 
 @pytest.mark.parametrize("recipe", list_recipes())
@@ -72,3 +75,22 @@ def test_overrides_are_toml_and_bare_words_are_strings() -> None:
 def test_one_table_changes_all_views_where_they_are_alike() -> None:
     plan = make_plan("simsiam", "cifar10", {"views": [{"blur": 0.25}]})
     assert [view.blur for view in plan.views] == [0.25, 0.25]
+
+
+def test_the_command_of_the_mnist_recipe_makes_folders_of_mnists_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(2, 28, 28), dtype=np.uint8)
+    (raw := tmp_path / "mnist" / "MNIST" / "raw").mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, 2, 28, 28) + pixels.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, 2) + bytes([7, 0]))
+    command = re.search(r'python -c "(.*)"', (RECIPES / "mnist.toml").read_text(encoding="utf-8"))
+    assert command is not None
+    monkeypatch.chdir(tmp_path)
+    exec(command[1], {})
+    for split in ("train", "test"):
+        images = open_images(Path("mnist", split))
+        assert images.classes == ["0", "7"]
+        assert images.names == ["0/00001.png", "7/00000.png"]
+        assert np.array_equal(np.asarray(images[0])[..., 0], pixels[1])

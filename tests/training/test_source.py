@@ -2,6 +2,7 @@ import csv
 import multiprocessing
 import os
 import signal
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -266,3 +267,23 @@ def test_on_the_gpu(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check(open_source(small, store_size=24, memory_limit=STREAMED, workers=2, device="cuda"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
     check(open_source(small, store_size=24, device="cuda"))
+
+
+def test_the_list_of_many_files_takes_little_memory(tmp_path: Path) -> None:
+    """So that all 14 million images of ImageNet take less than 1 GB."""
+    noise(0, 1, 1).save(tmp_path / "one.png")
+    one, data = (tmp_path / "one.png").read_bytes(), tmp_path / "data"
+    for c in range(20):
+        (data / f"n{c:08d}").mkdir(parents=True)
+        for i in range(400):
+            (data / f"n{c:08d}" / f"n{c:08d}_{i}.png").write_bytes(one)
+    open_images(data)  # what is loaded on first use
+    tracemalloc.start()
+    try:
+        source = open_source(data, store_size=24, memory_limit=STREAMED, workers=1, device="cpu")
+        lasting, peak = (size / len(source) for size in tracemalloc.get_traced_memory())
+    finally:
+        tracemalloc.stop()
+    assert (len(source), source.in_memory) == (8000, False)
+    assert lasting < 70  # bytes an image; as lists it was 151
+    assert peak < 110

@@ -44,8 +44,11 @@ class BiGAN(Method):
         z_dim: Size of the codes z, uniform in [-1, 1].
         side: Of the images that generator and discriminator see, pixels: 4 times a power of 2. What the encoder sees
             may be larger (the paper's generalised BiGAN).
-        width: Channels of the discriminator's first layer and the generator's last hidden one; each halving of the
-            image doubles them.
+        width: Channels of the discriminator's first layer; each halving of the image doubles them.
+        generator_width: Channels of the generator's last hidden layer, likewise.
+        noise: Deviation of the Gaussian noise on all that the discriminator sees, images and codes, real and fake.
+            Not in the paper: "instance noise" (Sønderby et al. 2017, https://arxiv.org/abs/1610.04490, Sec. 3) keeps a
+            discriminator that would win from being sure, and what fools it with noise would fool it without.
     """
 
     PAPER = Paper(
@@ -56,24 +59,39 @@ class BiGAN(Method):
     )
     VIEWS = (View(size=112, scale=(0.79, 0.79), ratio=(1.0, 1.0), flip=0.5),)  # 64 of 72 pixels
 
-    def __init__(self, encoder: Backbone, z_dim: int = 200, side: int = 64, width: int = 64) -> None:
+    def __init__(
+        self,
+        encoder: Backbone,
+        z_dim: int = 200,
+        side: int = 64,
+        width: int = 64,
+        generator_width: int = 64,
+        noise: float = 0.0,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.code = nn.Linear(encoder.num_features, z_dim)
-        self.generator = Generator(z_dim, side, width)
+        self.generator = Generator(z_dim, side, generator_width)
         self.discriminator = Discriminator(z_dim, side, width)
-        self.z_dim, self.side = z_dim, side
+        self.z_dim, self.side, self.noise = z_dim, side, noise
 
     def draw(self, images: int, generator: torch.Generator) -> Tensor:
-        return 2 * torch.rand(images, self.z_dim, generator=generator) - 1
+        """Codes, and the noise on images and on codes."""
+        z = 2 * torch.rand(images, self.z_dim, generator=generator) - 1
+        if not self.noise:
+            return z
+        # real and fake pairs may have the same: they are never compared one by one
+        pixels = 3 * self.side**2
+        return torch.cat([z, self.noise * torch.randn(images, pixels + self.z_dim, generator=generator)], dim=1)
 
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
-        images, z = views
+        images, draws = views
+        z, noise = draws.tensor_split([self.z_dim], dim=1)
         features = self.encoder(images)
         x, code = interpolate(images, self.side, mode="area"), self.code(features)
         # real pairs and fake ones in batches of their own, each with its statistics: mixed, the features came to an
         # effective rank of 10 instead of 19 after 390 steps on CIFAR-10
-        pairs = (x, code), (self.generator(z), z)
+        pairs = self._noisy(x, code, noise), self._noisy(self.generator(z), z, noise)
         d_loss, _ = bigan_losses(*(self.discriminator(*(part.detach() for part in pair)) for pair in pairs))
         real, fake = (_frozen(self.discriminator, *pair) for pair in pairs)
         _, eg_loss = bigan_losses(real, fake)
@@ -85,6 +103,13 @@ class BiGAN(Method):
             "reconstruction": self._reconstruction(x[:SHOWN], code[:SHOWN]),
             "embedding": features.detach(),
         }
+
+    def _noisy(self, x: Tensor, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """A pair as the discriminator sees it."""
+        if not self.noise:
+            return x, z
+        on_x, on_z = noise.split([3 * self.side**2, self.z_dim], dim=1)
+        return x + on_x.view_as(x), z + on_z
 
     @torch.no_grad()
     def _reconstruction(self, x: Tensor, codes: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ BINS = (
 REACH = 110.0  # a and b of sRGB lie within -REACH .. REACH
 CELL = 5.0  # side of the squares into which that is cut to find a colour's bins
 CELLS = round(2 * REACH / CELL)
-STRIDE = 4  # pixels between two predictions
 COLOURLESS = 5  # an image whose a and b all lie within this teaches nothing
 SHOWN = 16  # images of a batch that the diagnostics are taken of
 
@@ -109,8 +108,9 @@ class Colorization(Method):
     that of the data, views included, and it is the same in all processes and in every resumed run.
 
     Args:
-        encoder: The encoder f, of one channel. Its maps from stride 4 on predict together, each through a layer of
+        encoder: The encoder f, of one channel. Its maps from `stride` on predict together, each through a layer of
             1 x 1, so that the encoder stays an ordinary one. (The paper has a network of its own, dilated at stride 8.)
+        stride: Pixels between two predictions, and stride of the finest map.
         hidden_dim: Channels of the sum of these maps.
         neighbours: Bins over which a colour is spread (5 in the paper, 10 in the authors' code).
         sigma: Of the Gaussians that spread colours and smooth their distribution, in units of ab.
@@ -133,6 +133,7 @@ class Colorization(Method):
     def __init__(
         self,
         encoder: Backbone,
+        stride: int = 4,
         hidden_dim: int = 128,
         neighbours: int = 5,
         sigma: float = 5.0,
@@ -141,19 +142,19 @@ class Colorization(Method):
         super().__init__()
         self.encoder = encoder
         stages: list[Any] = encoder.feature_info  # type: ignore[assignment]  # timm's
-        self.stages = [i for i, stage in enumerate(stages) if stage["reduction"] >= STRIDE]
+        self.stages = [i for i, stage in enumerate(stages) if stage["reduction"] >= stride]
         self.soft_encoding = SoftEncoding(neighbours, sigma)
         bins = len(self.soft_encoding.centres)
         self.head = Hypercolumn([stages[i]["num_chs"] for i in self.stages], hidden_dim, classes=bins)
         self.register_buffer("counts", torch.zeros(bins, dtype=torch.int64))
-        self.sigma, self.uniform = sigma, uniform
+        self.stride, self.sigma, self.uniform = stride, sigma, uniform
 
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
         rgb = views[0]
         with torch.autocast(rgb.device.type, enabled=False):  # colours need more than 8 bits
             grey = (lightness(rgb) - 50) / 25
-            # every fourth pixel, not the mean of four, whose colour may be none of theirs
-            ab = rgb_to_lab(rgb[..., ::STRIDE, ::STRIDE])[:, 1:].movedim(1, -1)  # (B, h, w, 2)
+            # one pixel of a square, not their mean, whose colour may be none of theirs
+            ab = rgb_to_lab(rgb[..., :: self.stride, :: self.stride])[:, 1:].movedim(1, -1)  # (B, h, w, 2)
             bins, weights = self.soft_encoding(ab)  # (B, h, w, K) each
             if self.training:
                 self._count(bins[..., 0])

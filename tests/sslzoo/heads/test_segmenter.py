@@ -1,6 +1,8 @@
 """Segmenters: every head learns on every kind of encoder, and what it saves is what it was."""
 
 import json
+import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -19,6 +22,7 @@ from sslzoo import Encoder, Segmenter, finetune, weights
 from sslzoo.heads import build, decoders, segmenter
 from sslzoo.heads.decoders import HEADS
 from sslzoo.heads.segmenter import Overlap, confusion
+from sslzoo.model_card import render_model_card
 
 NAMES = ["photograph", "zero", "one"]
 LAYERS = (1, 1, 2, 2)  # blocks of a short ResNet-50
@@ -213,6 +217,40 @@ def test_what_is_saved_is_what_comes_back(head: str, tmp_path: Path) -> None:
         sslzoo.load(tmp_path)
 
 
+def test_pushed_to_the_hub_and_loaded_from_there(hub_client: None, tmp_path: Path) -> None:
+    model = new("fcn8s", colours=[(1, 2, 3), (4, 5, 6), (7, 8, 9)])
+    nn.init.normal_(model.decoder.scores[0].weight)
+    model.push_to_hub("org/scenes", token="writer")
+    again = sslzoo.load_model("org/scenes")
+    x = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(again(x)["logits"], model(x)["logits"])
+    assert (again.classes, again.colours) == (model.classes, model.colours)
+
+
+def test_its_card_has_code_that_runs(
+    data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = new("fcn8s")
+    model.save_pretrained(tmp_path)
+    config = weights.read_model_config(tmp_path)
+    text = render_model_card("scenes", config)
+    card = ModelCard(text)
+    assert (card.data.pipeline_tag, card.data.library_name) == ("image-segmentation", "sslzoo")
+    for part in ("3 classes, images scaled to fit into 64×64 pixels", "fcn8s (https://arxiv.org/abs/1411.4038)",
+                 "an encoder without a name", "`photograph`, `zero`, `one`"):  # fmt: skip
+        assert part in text
+    assert 'load_model("org/scenes")' in render_model_card("scenes", config, repository="org/scenes")
+    Image.fromarray(data.images[0]).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, scope)
+    assert scope["mask"].shape == (64, 64)
+    assert (tmp_path / "overlay.png").is_file()
+    assert "photo.jpg" in capsys.readouterr().out
+
+
 # Fine-tuning
 
 
@@ -310,6 +348,9 @@ def test_classes_of_data_and_model(data: Any, tmp_path: Path) -> None:
     unnamed.open_training(named)
     assert unnamed.classes == NAMES
     assert build("segmentation", encoder, bare, head="fcn8s").classes == ["0", "1", "2"]
+    drawn = [build("segmentation", encoder, bare, head="fcn", seed=n).decoder.layers[0].weight for n in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
     black = sslzoo.open_masks((data.images, (data.masks > 0).astype(np.uint8) * 255))
     with pytest.raises(ValueError, match=r"All masks are of one class, '0'.*classes\.txt.*'object 255 255 255'"):
         build("segmentation", encoder, black)
@@ -466,6 +507,12 @@ def test_mask_files_stay_in_their_folder(model: Segmenter, data: Any, tmp_path: 
     inside = list((tmp_path / "out").rglob("*.png"))
     assert len(inside) == 1
     assert inside[0].name == "a.png"
+
+
+def test_it_pickles_as_workers_of_other_systems_need_it(model: Segmenter) -> None:
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again.decoder.scores[0].weight, model.decoder.scores[0].weight)
+    assert again.loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64)).item() > 1
 
 
 def test_modules_keep_their_modes(model: Segmenter, data: Any) -> None:
