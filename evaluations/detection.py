@@ -9,8 +9,8 @@ chosen on test images. Without options images are reduced to a shorter side of 2
 and --steps for more. (Protocol of papers on self-supervision, such as He et al. 2020, https://arxiv.org/abs/1911.05722,
 Sec. 4.2, which fine-tune Faster R-CNN as a whole.)
 
-Each result is appended to results.csv as soon as there is one, and what is there is not measured again: the same command
-goes on after a kill, and several with other --seeds may run side by side.
+Each result is appended to results.csv as soon as there is one, and what is there is not measured again: the same
+command goes on after a kill, and several with other --seeds may run side by side.
 """
 
 import argparse
@@ -99,8 +99,8 @@ class Bench:
         """What results.csv says of a job's settings."""
         start = job.start
         return (
-            f"image_size={self.image_size} proposals={PROPOSALS} steps={self.steps} batch_size={self.batch_size} lr={LR[start]:g} "
-            f"weight_decay={WEIGHT_DECAY:g} layer_decay={LAYER_DECAY[start]:g} frozen_norms={FROZEN_NORMS[start]}"
+            f"image_size={self.image_size} proposals={PROPOSALS} steps={self.steps} batch_size={self.batch_size} "
+            f"lr={LR[start]:g} weight_decay={WEIGHT_DECAY:g} layer_decay={LAYER_DECAY[start]:g} frozen_norms={FROZEN_NORMS[start]}"
         )
 
 
@@ -119,7 +119,10 @@ def main(argv: list[str]) -> int:
         print(f"images reduced to a shorter side of {options.image_size} pixels", file=sys.stderr)
         jobs = [Job(head, start, seed) for seed in options.seeds for head in options.heads]
         for result in measure(bench, jobs, options.results, options.pictures):
-            print(f"{result.model}  {result.protocol}  {result.metric}, seed {result.seed}: {result.value:.4f}", flush=True)
+            print(
+                f"{result.model}  {result.protocol}  {result.metric}, seed {result.seed}: {result.value:.4f}",
+                flush=True,
+            )
         print(table([row for row in results.latest(results.read(options.results)) if row.data == bench.data]))
     except (EvaluationError, OSError, ValueError, WeightsError, UnknownModelError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -230,7 +233,10 @@ def picture(model: Detector, test: BoxSet, path: Path, title: str) -> None:
 def table(rows: Sequence[Result]) -> str:
     """Markdown: mean ± standard deviation over seeds, by model and head, of each metric."""
     own = [row for row in rows if row.protocol.startswith(PREFIX)]
-    lines = [f"| detection, test | head | {' | '.join(name.upper() for name in METRICS)} |", "| --- | --- |" + " ---: |" * 3]
+    lines = [
+        f"| detection, test | head | {' | '.join(name.upper() for name in METRICS)} |",
+        "| --- | --- |" + " ---: |" * 3,
+    ]
     for model, protocol, data in dict.fromkeys((row.model, row.protocol, row.data) for row in own):
         values = {
             metric: [r.value for r in own if (r.model, r.protocol, r.data, r.metric) == (model, protocol, data, metric)]

@@ -1,4 +1,4 @@
-"""Files of annotations, as they stand: VOC's XML, COCO's JSON, YOLO's text files. `boxes.open_boxes` makes sense of them."""
+"""Files of annotations, as they stand: VOC's XML, COCO's JSON, YOLO's text files. `boxes.open_boxes` reads them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,7 +67,9 @@ def read(path: Path) -> Marked:
         settings = _yaml(path)
         splits = ", ".join(f"{key}: {settings[key]}" for key in settings if key in SPLITS)
         raise ValueError(f"{path} names splits ({splits or 'none'}). Pass the folder of images of one of them.")
-    raise ValueError(f"Cannot take boxes from {path}: expected a folder, a COCO .json file, or ImageSets/Main/train.txt.")
+    raise ValueError(
+        f"Cannot take boxes from {path}: expected a folder, a COCO .json file, or ImageSets/Main/train.txt."
+    )
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -166,8 +168,8 @@ def _read_yolo(folder: Path) -> Marked:
         raise ValueError(f"{folder} holds the splits {', '.join(tops)}. Pass one of them, such as {root / tops[0]}.")
     if not any((labels / path).with_suffix(".txt").is_file() for path in relative):
         raise ValueError(
-            f"Found no boxes in {folder}. Needed is a VOC folder with Annotations/ or .xml files, a COCO .json file, or "
-            f"YOLO's .txt files (looked for them in {labels})."
+            f"Found no boxes in {folder}. Needed is a VOC folder with Annotations/ or .xml files, a COCO .json file, "
+            f"or YOLO's .txt files (looked for them in {labels})."
         )
     classes = _yolo_classes(folder, labels)
     boxes = [list(_yolo_boxes((labels / path).with_suffix(".txt"), classes)) for path in relative]

@@ -63,7 +63,12 @@ class BoxSet:
     """
 
     def __init__(
-        self, images: ImageSet, boxes: list[Boxes], classes: list[str], dropped: list[str] | None = None, clipped: int = 0
+        self,
+        images: ImageSet,
+        boxes: list[Boxes],
+        classes: list[str],
+        dropped: list[str] | None = None,
+        clipped: int = 0,
     ) -> None:
         self.images, self.boxes, self.classes = images, boxes, classes
         self.dropped, self.clipped = dropped or [], clipped
@@ -140,7 +145,7 @@ def open_boxes(
 
     Args:
         source: One of
-            - VOC: a folder with Annotations/, a split of it (ROOT/ImageSets/Main/train.txt), or .xml files beside images;
+            - VOC: a folder with Annotations/, its split ROOT/ImageSets/Main/train.txt, or .xml files beside images;
             - COCO: a .json file, whose images lie beside it, or in images/ or a folder of the split's name near it;
             - YOLO: a folder of images with .txt files, beside them or in labels/ for images/; names from a .yaml file
               with `names`, or a classes.txt;
@@ -200,7 +205,9 @@ def _arrays(images: ImageSet, boxes: Sequence[Any], labels: Sequence[Any], box_f
         values = np.asarray(array, dtype=np.float64) if np.size(array) else np.zeros((0, 4))
         if values.shape != (len(names), 4):
             raise ValueError(f"Image {i} has boxes of shape {np.shape(array)} for {len(names)} labels: needs (n, 4).")
-        rows.append([RawBox(str(name), _xyxy(row, box_format)) for name, row in zip(names, values.tolist(), strict=True)])
+        rows.append(
+            [RawBox(str(name), _xyxy(row, box_format)) for name, row in zip(names, values.tolist(), strict=True)]
+        )
     numbers = all(isinstance(name, (int, np.integer)) for names in labels for name in names)
     return Marked(images, rows, _numbered(rows) if numbers else None)
 

@@ -198,7 +198,10 @@ def finetune(
         int | None, typer.Option(min=0, help="Processes that read images; default: chosen for you.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    head: Annotated[str | None, typer.Option(help="Segmentation: fcn, fcn8s, deeplabv3, unet, ... Detection: faster-rcnn, retinanet, ...")] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="Segmentation: fcn, fcn8s, deeplabv3, unet, ... Detection: faster-rcnn, retinanet, ..."),
+    ] = None,
     image_size: Annotated[
         str | None,
         typer.Option(

@@ -47,13 +47,15 @@ def batch(count: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
 
 
 def theirs(ours: Detector) -> nn.Module:
-    """torchvision's own detector, with the weights of ours."""
+    """Torchvision's own detector, with the weights of ours."""
     transform = ours.network.transform
     model: nn.Module = fasterrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=CLASSES + 1, min_size=transform.min_size[0],
         max_size=transform.max_size, rpn_anchor_generator=ours.network.rpn.anchor_generator,
     )  # fmt: skip
-    state = {key.replace("backbone.encoder.model.", "backbone.body."): v for key, v in ours.network.state_dict().items()}
+    state = {
+        key.replace("backbone.encoder.model.", "backbone.body."): v for key, v in ours.network.state_dict().items()
+    }
     model.load_state_dict(state)
     return model
 

@@ -90,7 +90,7 @@ class Trunk(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         if not isinstance(getattr(encoder.model, "layer4", None), nn.Module):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 (the architecture is a value here)
                 f"faster-rcnn-c4 puts the last stage of a ResNet on each box, and {encoder.arch} has no layer4. Take "
                 "faster-rcnn, which needs feature maps alone."
             )
@@ -166,7 +166,7 @@ def _last_stage(encoder: Encoder, boxes: Tensor) -> Tensor:
 def retinanet(encoder: Encoder, num_classes: int, settings: Settings) -> RetinaNet:
     """RetinaNet (Lin et al. 2017, arXiv:1708.02002), with the head of torchvision's second version.
 
-    That is group norm and GIoU: without a norm, the papers' initial weights of std 0.01 let a thin head pass nothing on.
+    That is group norm and GIoU: without a norm, the paper's first weights of std 0.01 let a thin head pass nothing on.
     """
     thirds = [2 ** (n / 3) for n in range(3)]
     sizes = tuple(tuple(size * third for third in thirds) for size in _pyramid_anchors(settings.image_size))
@@ -203,8 +203,8 @@ def _anchors(scale: float) -> list[float]:
 def _pyramid_anchors(image_size: int) -> list[float]:
     """Sides of the anchors of each level of a pyramid, pixels.
 
-    Objects are smaller in smaller images, but the strides of the maps stay: anchors in proportion would put most objects
-    on maps of a few places only. So anchors shrink by the root of what the image does.
+    Objects are smaller in smaller images, but the strides of the maps stay: anchors in proportion would put most
+    objects on maps of a few places only. So anchors shrink by the root of what the image does.
     """
     return _anchors(math.sqrt(image_size / USUAL_SIZE))
 

@@ -181,7 +181,11 @@ class Detector(nn.Module):
         index: list[int] = []
         skipped: list[tuple[str, str]] = []
         device = next(self.parameters()).device
-        with evaluating(self), torch.inference_mode(), tqdm(total=len(found), unit="image", disable=not progress) as bar:
+        with (
+            evaluating(self),
+            torch.inference_mode(),
+            tqdm(total=len(found), unit="image", disable=not progress) as bar,
+        ):
             for positions, pixels, bad in read_batches(found, self._pixels, batch_size, num_workers):
                 if pixels:
                     out = self([image.to(device) for image in pixels])["detections"]
@@ -305,7 +309,7 @@ class Detector(nn.Module):
         }
 
     def validate(self, images: list[Tensor], targets: list[Target]) -> tuple[None, Tensor, Tensor]:
-        """No loss, which torchvision has in train mode only; the boxes found and the true ones, as the meter has them."""
+        """No loss, which torchvision has in train mode only; boxes found and true ones, as the meter has them."""
         found = self(images)["detections"]
         return (
             None,
@@ -388,14 +392,14 @@ def detector(
         encoder: Zoo id, model folder, or an `Encoder`, which then is part of the detector and trained with it.
         num_classes: How many classes, the background not counted; not needed with `classes`.
         classes: Their names. Without them `finetune` takes the names that the training images have.
-        head: "faster-rcnn" (on a feature pyramid), "faster-rcnn-c4" (ResNets only; that of papers), "retinanet", "fcos".
+        head: "faster-rcnn" (on a feature pyramid), "faster-rcnn-c4" (the papers', ResNets only), "retinanet" or "fcos".
         image_size: Shorter side, in pixels, that images are resized to; the longer one is at most 5/3 of that. Anchors
             are in proportion.
         width: Channels of the feature pyramid; a multiple of 32. None takes 256, less on a thin encoder.
-        proposals: Boxes an image that the second stage of Faster R-CNN learns from in a step. The papers' 512 are half of the
-            cost of a step on a CPU, where 128 will do.
-        frozen_stages: So many of the encoder's feature maps, counted from the finest, do not learn: with a ResNet 1 is the
-            stem, 2 the stem and layer1, as Detectron has it.
+        proposals: Boxes an image that the second stage of Faster R-CNN learns from in a step. The papers' 512 are half
+            of the cost of a step on a CPU, where 128 will do.
+        frozen_stages: So many of the encoder's feature maps, counted from the finest, do not learn: with a ResNet 1 is
+            the stem, 2 the stem and layer1, as Detectron has it.
         frozen_norms: Keep batch norms of the encoder as they are, statistics and all. None does so if it is pretrained.
         seed: Of the detector's own weights, which start at random.
         device: Where to put it.
@@ -437,7 +441,11 @@ def build(
 ) -> Detector:  # fmt: skip
     """Make a detector for the classes of images with boxes."""
     return detector(
-        encoder, classes=open_boxes(source).classes, head=head, image_size=image_size, proposals=proposals,
+        encoder,
+        classes=open_boxes(source).classes,
+        head=head,
+        image_size=image_size,
+        proposals=proposals,
         seed=seed,
     )
 

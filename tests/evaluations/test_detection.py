@@ -30,8 +30,29 @@ def cells(photos: np.ndarray, tmp_path: Path) -> Path:
 
 def test_rows_and_pictures(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "results.csv"
-    words = ["byol-resnet18quarter-cifar10", "--data", str(cells), "--heads", "faster-rcnn", "--seeds", "0", "--steps", "2"]
-    words += ["--batch-size", "2", "--image-size", "64", "--results", str(file), "--pictures", str(tmp_path), "--device", "cpu"]
+    words = [
+        "byol-resnet18quarter-cifar10",
+        "--data",
+        str(cells),
+        "--heads",
+        "faster-rcnn",
+        "--seeds",
+        "0",
+        "--steps",
+        "2",
+    ]
+    words += [
+        "--batch-size",
+        "2",
+        "--image-size",
+        "64",
+        "--results",
+        str(file),
+        "--pictures",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
     assert detection.main(words) == 0
     assert detection.main([*words, "--scratch"]) == 0
     rows = results.read(file)

@@ -109,7 +109,10 @@ def dataset(truth: list[Any] = TRUTH, *, named: bool = True) -> Any:
     datasets = pytest.importorskip("datasets")
     label = datasets.ClassLabel(names=NAMES) if named else datasets.Value("int64")
     features = datasets.Features(
-        {"image": datasets.Image(), "objects": datasets.Sequence({"bbox": [datasets.Value("float32")], "category": label})}
+        {
+            "image": datasets.Image(),
+            "objects": datasets.Sequence({"bbox": [datasets.Value("float32")], "category": label}),
+        }
     )
     rows = {
         "image": [Image.new("RGB", SIZE, (40 * i, 0, 0)) for i in range(len(truth))],
@@ -161,9 +164,7 @@ def test_the_same_truth_from_every_source(make: Callable[[Path], Any], tmp_path:
 
 
 @pytest.mark.parametrize("make", [voc, coco], ids=lambda make: make.__name__)
-def test_boxes_without_area_are_dropped_and_those_outside_clipped(
-    make: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_boxes_without_area_are_dropped_and_those_outside_clipped(make: Callable[..., Any], tmp_path: Path) -> None:
     truth = [[("cat", -5, 10, 20, 20), ("dog", 10, 10, 70, 50), ("cat", 9, 9, 9, 20)], [("dog", 61, 5, 70, 9)], []]
     if make is voc:  # which has no pixel 0, so that edges at or below it are at the edge
         truth[0][0] = ("cat", 0, 10, 20, 20)

@@ -138,7 +138,9 @@ def test_the_gradient_reaches_all_that_learns(head: str, cells: BoxSet) -> None:
         "byol-resnet18quarter-cifar10", 2, head=head, image_size=SIZE, width=32, proposals=32, frozen_norms=False
     )
     out = step(model, cells)
-    assert out["loss"].item() == pytest.approx(sum(loss.item() for name, loss in out.items() if name != "loss"), rel=1e-5)
+    assert out["loss"].item() == pytest.approx(
+        sum(loss.item() for name, loss in out.items() if name != "loss"), rel=1e-5
+    )
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad, name
         assert parameter.grad is not None, name
@@ -278,7 +280,10 @@ def test_classes_are_matched_by_name(cells: BoxSet) -> None:
         ({"image_size": (64, 64)}, r"image_size is one number, of at least 32 pixels, got \(64, 64\)"),
         ({"width": 40}, "width must be a multiple of 32, got 40"),
         ({"frozen_stages": 6}, "frozen_stages must be 0 to 5 for resnet18quarter, got 6"),
-        ({"arch": "vit_tiny_patch16_224"}, "needs one map of stride 4; vit_tiny_patch16_224 has maps of strides 16, 16, 16"),
+        (
+            {"arch": "vit_tiny_patch16_224"},
+            "needs one map of stride 4; vit_tiny_patch16_224 has maps of strides 16, 16, 16",
+        ),
         ({"arch": "convnext_atto", "head": "faster-rcnn-c4"}, "convnext_atto has no layer4. Take faster-rcnn"),
     ],
 )
@@ -291,7 +296,7 @@ def test_what_cannot_be_made(options: dict[str, Any], message: str) -> None:
 def test_what_cannot_be_trained(cells: BoxSet, photo_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no class weights"):
         finetune(new(), cells, out=tmp_path / "run", class_weights="balanced", **FAST)
-    with pytest.raises(ValueError, match="holds the splits|Found no boxes in"):
+    with pytest.raises(ValueError, match="Found no boxes in"):
         finetune(new(), photo_folder, out=tmp_path / "run", **FAST)
     assert not (tmp_path / "run").exists()
 
@@ -334,7 +339,9 @@ def test_other_libraries_refuse_it(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def overfitted(cells: BoxSet) -> Detector:
-    model = sslzoo.detector("byol-resnet18quarter-cifar10", classes=cells.classes, head="fcos", image_size=SIZE, width=32)
+    model = sslzoo.detector(
+        "byol-resnet18quarter-cifar10", classes=cells.classes, head="fcos", image_size=SIZE, width=32
+    )
     overfit(model, cells, 60)
     return model
 
