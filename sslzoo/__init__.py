@@ -18,6 +18,10 @@ _MODULES = {
     "EncoderFeatures": "probes",
     "probe": "probes",
     "Classifier": "heads.classifier",
+    "Detections": "heads.detections",
+    "Detector": "heads.detector",
+    "detector": "heads.detector",
+    "open_boxes": "boxes",
     "Predictions": "heads.predictions",
     "classifier": "heads.classifier",
     "Segmenter": "heads.segmenter",
@@ -37,6 +41,7 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps the two lists equal
+    from sslzoo.boxes import open_boxes as open_boxes
     from sslzoo.data import open_images as open_images
     from sslzoo.encoder import Encoder as Encoder
     from sslzoo.encoder import create as create
@@ -49,6 +54,9 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from sslzoo.heads import load_model as load_model
     from sslzoo.heads.classifier import Classifier as Classifier
     from sslzoo.heads.classifier import classifier as classifier
+    from sslzoo.heads.detections import Detections as Detections
+    from sslzoo.heads.detector import Detector as Detector
+    from sslzoo.heads.detector import detector as detector
     from sslzoo.heads.predictions import Predictions as Predictions
     from sslzoo.heads.segmentations import Segmentations as Segmentations
     from sslzoo.heads.segmenter import Segmenter as Segmenter

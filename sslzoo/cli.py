@@ -170,13 +170,14 @@ def probe(
 
 @app.command()
 def finetune(
-    task: Annotated[str, typer.Argument(help="classification or segmentation.")],
+    task: Annotated[str, typer.Argument(help="classification, segmentation or detection.")],
     model: Model,
     data: Annotated[
         str,
         typer.Argument(
             help="Labelled images. Classification: a folder with a sub-folder a class, or a .csv of path,label. "
-            "Segmentation: a folder with images/ and masks/, a list of Pascal VOC's, or a .json of COCO's."
+            "Segmentation: a folder with images/ and masks/, a list of Pascal VOC's, or a .json of COCO's. "
+            "Detection: a list or folder of Pascal VOC's, a .json of COCO's, or a folder of YOLO's."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
@@ -197,12 +198,21 @@ def finetune(
         int | None, typer.Option(min=0, help="Processes that read images; default: chosen for you.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    head: Annotated[str | None, typer.Option(help="Segmentation: fcn, fcn8s, deeplabv3, unet, ...")] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="Segmentation: fcn, fcn8s, deeplabv3, unet, ... Detection: faster-rcnn, retinanet, ..."),
+    ] = None,
     image_size: Annotated[
-        str | None, typer.Option(help="Segmentation: HEIGHTxWIDTH or SIDE that images are scaled to fit into.")
+        str | None,
+        typer.Option(
+            help="Segmentation: HEIGHTxWIDTH or SIDE that images are scaled to fit into. Detection: their shorter side."
+        ),
     ] = None,
     output_stride: Annotated[
         int | None, typer.Option(help="Segmentation: stride of the coarsest maps, for heads that dilate.")
+    ] = None,
+    proposals: Annotated[
+        int | None, typer.Option(help="Detection: boxes an image that Faster R-CNN learns from in a step.")
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Segmentation: cross_entropy, dice, focal, or a+b.")] = None,
     auxiliary: Annotated[bool, typer.Option("--auxiliary", help="Segmentation: a second head helps training.")] = False,
@@ -215,7 +225,10 @@ def finetune(
     from sslzoo.heads import build
 
     size = None if image_size is None else _size(image_size)
-    options = {"head": head, "image_size": size, "output_stride": output_stride, "loss": loss, "auxiliary": auxiliary}
+    options = {
+        "head": head, "image_size": size, "output_stride": output_stride, "loss": loss, "auxiliary": auxiliary,
+        "proposals": proposals,
+    }  # fmt: skip
     given = {name: value for name, value in options.items() if value not in (None, False)}
     built = build(task, model, data, seed=seed, **given)
     report = run(

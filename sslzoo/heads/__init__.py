@@ -31,7 +31,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-TASKS = {"classification": "classifier", "segmentation": "segmenter"}  # task -> file of this folder
+# task -> file of this folder
+TASKS = {"classification": "classifier", "segmentation": "segmenter", "detection": "detector"}
 
 
 class Defaults(NamedTuple):
