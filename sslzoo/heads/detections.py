@@ -110,7 +110,7 @@ class Detections:
         ]
 
     def to_coco(self) -> str:
-        """A file as COCO has it, with a score beside each box; annotation tools import it, and `open_boxes` reads it."""
+        """A file as COCO has it, with a score beside each box; annotation tools and `open_boxes` read it."""
         images, annotations = [], []
         for i, (name, found) in enumerate(zip(self.names, self.found, strict=True), start=1):
             height, width = self.images.size(i - 1)
