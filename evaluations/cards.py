@@ -18,6 +18,7 @@ from . import low_shot
 from .results import PACKAGED, PIXELS, SEES_LIGHTNESS, TOP_PIXELS, Result, latest, read
 
 CHECKOUT = Path(__file__).parents[1]
+FROZEN = ("linear", "knn")  # protocols that cards and the README's first table show
 MARKS = "<!-- {}:begin -->", "<!-- {}:end -->"  # of a table in the README
 
 
@@ -65,7 +66,7 @@ def stale_files(root: Path) -> dict[Path, str | None]:
 def _rendered(root: Path) -> dict[Path, str]:
     models = zoo.read_table(root / "sslzoo" / "zoo.toml").models
     rows = current(latest(read(root / "evaluations" / "results.csv")), models)
-    frozen = [row for row in rows if not low_shot.is_low_shot(row)]
+    frozen = [row for row in rows if row.protocol in FROZEN]
     texts = {}
     for info in models:
         bundled = root / "sslzoo" / "bundled" / info.id
@@ -85,7 +86,7 @@ def zoo_cards(org: str) -> dict[str, str]:
         org: User or organization on the Hugging Face Hub.
     """
     models = [info for info in zoo.list_models() if info.upstream is None]
-    rows = [row for row in current(latest(read(PACKAGED)), models) if not low_shot.is_low_shot(row)]
+    rows = [row for row in current(latest(read(PACKAGED)), models) if row.protocol in FROZEN]
     configs = {info.id: weights.read_config(weights.locate(info.id)) for info in models}
     return {info.id: _card(info, configs[info.id], rows, f"{org}/{info.id}") for info in models}
 

@@ -18,12 +18,21 @@ _MODULES = {
     "EncoderFeatures": "probes",
     "probe": "probes",
     "Classifier": "heads.classifier",
+    "Detections": "heads.detections",
+    "Detector": "heads.detector",
+    "detector": "heads.detector",
+    "open_boxes": "boxes",
     "Predictions": "heads.predictions",
     "classifier": "heads.classifier",
+    "Segmenter": "heads.segmenter",
+    "Segmentations": "heads.segmentations",
+    "segmenter": "heads.segmenter",
     "load_model": "heads",
     "FinetuneReport": "finetuning",
     "finetune": "finetuning",
+    "MaskSet": "masks",
     "open_images": "data",
+    "open_masks": "masks",
     "read_image": "images",
     "ModelInfo": "zoo",
     "info": "zoo",
@@ -32,6 +41,7 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps the two lists equal
+    from sslzoo.boxes import open_boxes as open_boxes
     from sslzoo.data import open_images as open_images
     from sslzoo.encoder import Encoder as Encoder
     from sslzoo.encoder import create as create
@@ -44,8 +54,16 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from sslzoo.heads import load_model as load_model
     from sslzoo.heads.classifier import Classifier as Classifier
     from sslzoo.heads.classifier import classifier as classifier
+    from sslzoo.heads.detections import Detections as Detections
+    from sslzoo.heads.detector import Detector as Detector
+    from sslzoo.heads.detector import detector as detector
     from sslzoo.heads.predictions import Predictions as Predictions
+    from sslzoo.heads.segmentations import Segmentations as Segmentations
+    from sslzoo.heads.segmenter import Segmenter as Segmenter
+    from sslzoo.heads.segmenter import segmenter as segmenter
     from sslzoo.images import read_image as read_image
+    from sslzoo.masks import MaskSet as MaskSet
+    from sslzoo.masks import open_masks as open_masks
     from sslzoo.probes import EncoderFeatures as EncoderFeatures
     from sslzoo.probes import probe as probe
     from sslzoo.zoo import ModelInfo as ModelInfo

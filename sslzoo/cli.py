@@ -170,15 +170,22 @@ def probe(
 
 @app.command()
 def finetune(
-    task: Annotated[str, typer.Argument(help="classification.")],
+    task: Annotated[str, typer.Argument(help="classification, segmentation or detection.")],
     model: Model,
-    data: Annotated[str, typer.Argument(help="Labelled images: a sub-folder a class, or a .csv of path,label.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Labelled images. Classification: a folder with a sub-folder a class, or a .csv of path,label. "
+            "Segmentation: a folder with images/ and masks/, a list of Pascal VOC's, or a .json of COCO's. "
+            "Detection: a list or folder of Pascal VOC's, a .json of COCO's, or a folder of YOLO's."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     val: Annotated[str | None, typer.Option(help="Images to validate on; default: a fifth of DATA.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 30,
     steps: Annotated[int | None, typer.Option(help="Train for so many steps instead.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: 1e-3, frozen 1e-2.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step; default: the task's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: the task's.")] = None,
     weight_decay: Annotated[float, typer.Option(help="Of matrices and convolutions.")] = 0.05,
     layer_decay: Annotated[float, typer.Option(help="Learning rate of a layer, over that of the next.")] = 0.8,
     freeze: Annotated[bool, typer.Option("--freeze", help="Train the head alone.")] = False,
@@ -191,15 +198,39 @@ def finetune(
         int | None, typer.Option(min=0, help="Processes that read images; default: chosen for you.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="Segmentation: fcn, fcn8s, deeplabv3, unet, ... Detection: faster-rcnn, retinanet, ..."),
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Segmentation: HEIGHTxWIDTH or SIDE that images are scaled to fit into. Detection: their shorter side."
+        ),
+    ] = None,
+    output_stride: Annotated[
+        int | None, typer.Option(help="Segmentation: stride of the coarsest maps, for heads that dilate.")
+    ] = None,
+    proposals: Annotated[
+        int | None, typer.Option(help="Detection: boxes an image that Faster R-CNN learns from in a step.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="Segmentation: cross_entropy, dice, focal, or a+b.")] = None,
+    auxiliary: Annotated[bool, typer.Option("--auxiliary", help="Segmentation: a second head helps training.")] = False,
 ) -> None:
     """Train a model on a few labelled images.
 
     The epoch that does best on held-out images is kept. The same command with --resume goes on after a kill.
     """
     from sslzoo.finetuning import finetune as run
-    from sslzoo.heads import head_module
+    from sslzoo.heads import build
 
-    built = head_module(task).build(model, data)
+    size = None if image_size is None else _size(image_size)
+    options = {
+        "head": head, "image_size": size, "output_stride": output_stride, "loss": loss, "auxiliary": auxiliary,
+        "proposals": proposals,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    built = build(task, model, data, seed=seed, **given)
     report = run(
         built, data, val, out=out, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay,
         layer_decay=layer_decay, freeze_encoder=freeze, class_weights="balanced" if balanced else None, seed=seed,
@@ -215,9 +246,10 @@ def predict(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Also write a .json, .csv or picture file (.png, ...).")
+        Path | None,
+        typer.Option("--out", "-o", help="Also write a .json, .csv or picture file (.png, ...); masks to a folder."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step; default: the task's.")] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Threads that read images; default: chosen for you.")
     ] = None,
@@ -234,7 +266,8 @@ def predict(
     if len(images) > 1:
         opened = {path: open_images(path).names if path.is_dir() else [""] for path in images}
         source = [path / name for path, names in opened.items() for name in names]
-    found = load_model(model, device=device).predict(source, batch_size=batch_size, num_workers=workers)
+    sized = {} if batch_size is None else {"batch_size": batch_size}
+    found = load_model(model, device=device).predict(source, num_workers=workers, **sized)
     print(found.to_json() if as_json else found.to_csv().rstrip() if as_csv else found)
     if out is not None and len(found):
         found.save(out)
@@ -323,6 +356,14 @@ def publish(
         print(done)
         if not dry_run:
             print(done.url)
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    """Pixels: "256", or "192x256", height first."""
+    height, times, width = text.replace("×", "x").partition("x")
+    if not height.isdigit() or (times and not width.isdigit()):
+        raise typer.BadParameter(f"{text!r} is neither SIDE nor HEIGHTxWIDTH, in pixels.", param_hint="--image-size")
+    return (int(height), int(width)) if times else int(height)
 
 
 def _json(value: Any) -> str:

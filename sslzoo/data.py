@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from zipfile import BadZipFile
 
 import numpy as np
@@ -228,7 +228,16 @@ def open_images(source: Any, *, labels: Sequence[int] | Sequence[str] | Labels |
     return images
 
 
-def unreadable(images: ImageSet, *, num_threads: int = 1) -> dict[int, str]:
+class Readable(Protocol):
+    """Images that are read one by one, such as an `ImageSet`, with whatever belongs to them."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int, min_size: int | None = None) -> Any:
+        """Read image `i`; raises an `UnreadableImageError` if that cannot be done."""
+
+
+def unreadable(images: Readable, *, num_threads: int = 1) -> dict[int, str]:
     """Read every image once, and tell which cannot be: position -> reason.
 
     JPEG files are decoded at an eighth of their size, which finds what is truncated just as well.

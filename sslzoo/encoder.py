@@ -111,7 +111,7 @@ class Encoder(nn.Module):
             return self.model.forward_features(images).mean((2, 3))  # type: ignore[operator]
         return self.model(images)
 
-    def feature_maps(self, images: Tensor) -> list[Tensor]:
+    def feature_maps(self, images: Tensor, *, count: int | None = None) -> list[Tensor]:
         """Return the maps inside the network, as timm's `features_only=True` has them.
 
         ResNets give five: the stem at stride 2, then the stages at strides 4, 8, 16 and 32. Networks of one
@@ -119,6 +119,7 @@ class Encoder(nn.Module):
 
         Args:
             images: (B, C, H, W), normalised.
+            count: So many of the finest maps; the network goes no further than they need. None gives all.
 
         Returns:
             Maps (B, C, h, w), fine to coarse, with `channels` and `reductions`.
@@ -129,7 +130,9 @@ class Encoder(nn.Module):
         if not self._indices:
             raise ValueError(f"timm's {self.arch} gives no feature maps, only features: call the encoder itself.")
         self._check(images)
-        return self.model.forward_intermediates(images, indices=self._indices, intermediates_only=True)  # type: ignore[operator]
+        return self.model.forward_intermediates(  # type: ignore[operator]
+            images, indices=self._indices[:count], stop_early=count is not None, intermediates_only=True
+        )
 
     def _check(self, images: Tensor) -> None:
         channels, height, width = self.input_size

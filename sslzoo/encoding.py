@@ -77,7 +77,7 @@ def encode(
     with (
         _computing(encoder, device) as parameter,
         tqdm(total=total, unit="image", disable=not progress) as bar,
-        closing(reader.batches(runs, _threads() if num_workers is None else num_workers)) as batches,
+        closing(reader.batches(runs, reading_threads() if num_workers is None else num_workers)) as batches,
     ):
         for index, pixels, skipped in batches:
             features = np.empty((len(index), encoder.num_features), dtype=np.float32)
@@ -163,7 +163,7 @@ def _sorted(run: list[int], pixels: _Pixels, reasons: list[str | None]) -> _Read
     return [i for i, is_good in zip(run, good, strict=True) if is_good], pixels[good], skipped
 
 
-def _threads() -> int:
+def reading_threads() -> int:
     """Half of the processors read, up to eight a process: the network takes the others, and most of the time."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, max(1, processors // (2 * int(os.environ.get("WORLD_SIZE", "1")))))

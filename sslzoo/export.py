@@ -68,6 +68,8 @@ def export_onnx(model: nn.Module, path: str | Path, *, opset: int | None = None)
         ExportError: torch cannot translate the network, or the outputs differ.
     """
     _need_onnx()
+    if (task := getattr(model, "task", "classification")) != "classification":
+        raise ExportError(f"ONNX files are written of encoders and classifiers, not of models for {task} so far.")
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"An ONNX file is called NAME.onnx, got {path.name!r}.")

@@ -22,15 +22,13 @@ import torch
 from torch import nn
 
 from sslzoo import weights
-from sslzoo.data import EmptyDatasetError, ImageSet, unreadable
+from sslzoo.data import EmptyDatasetError, unreadable
 from sslzoo.feature_files import replacing
 from sslzoo.heads import load_model
 from sslzoo.model_card import render_model_card
 from sslzoo.provenance import run_facts
 
 STATE = "finetune.json"
-LR = 1e-3  # of the head, for a batch of 32; the layers of an encoder that learns have less
-LR_FROZEN = 1e-2
 WARMUP = 0.1  # of all steps
 _TIMINGS = ("_runtime", "_per_second", "_flos", "_time")  # ends of Trainer's names that say nothing about the model
 
@@ -55,6 +53,7 @@ class FinetuneReport:
         steps: How many steps of training.
         history: One entry for each thing logged: step, epoch, loss, eval_accuracy, and so on.
         skipped: Name and reason of each image that could not be read, and was left out.
+        remarks: What else was odd about the data, in words.
         seconds: That it took, those of an earlier, interrupted call not counted.
     """
 
@@ -69,16 +68,19 @@ class FinetuneReport:
     steps: int
     history: list[dict[str, float]]
     skipped: list[tuple[str, str]]
+    remarks: list[str]
     seconds: float
 
     def __str__(self) -> str:
-        figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in self.metrics.items())
+        of_all = {name: value for name, value in self.metrics.items() if "/" not in name}  # classes: in `metrics`
+        figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in of_all.items())
         lines = [
             f"{self.folder}: {self.task}, {self.n_train:,} training images, {self.epochs} epochs, {self.steps:,} steps",
             f"validation: {self.validation}" + (f"; kept epoch {self.best_epoch}: {figures}" if figures else ""),
         ]
         if self.skipped:
             lines.append(f"left out as unreadable: {len(self.skipped):,}, such as {': '.join(self.skipped[0])}")
+        lines += self.remarks
         return "\n".join(lines)
 
 
@@ -90,7 +92,7 @@ def finetune(
     out: str | Path,
     epochs: int = 30,
     steps: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     lr: float | None = None,
     weight_decay: float = 0.05,
     layer_decay: float = 0.8,
@@ -112,14 +114,15 @@ def finetune(
     `accelerate launch` or `torchrun`, the processes share each batch.
 
     Args:
-        model: Such as `sslzoo.classifier` makes. It is trained in place.
-        train: Labelled images, of whatever kind `open_images` takes.
+        model: Such as `sslzoo.classifier` or `sslzoo.segmenter` makes. It is trained in place.
+        train: Labelled images: for a classifier whatever `open_images` takes, for a segmenter `open_masks`.
         val: The same, to choose the best epoch on. None holds out a part of `train`.
         out: Folder of the run.
         epochs: Passes over the images.
         steps: Train for so many steps instead.
-        batch_size: Images a step, over all processes. What is left over in an epoch waits for another.
-        lr: At its peak; None is 1e-3, and 1e-2 for a frozen encoder.
+        batch_size: Images a step, over all processes. What is left over in an epoch waits for another. None takes
+            the task's default, `model.defaults`: 32 for a classifier.
+        lr: At its peak; None takes the task's default: 1e-3 for a classifier, and 1e-2 with a frozen encoder.
         weight_decay: Not on biases, norms, and what else timm exempts.
         layer_decay: The learning rate of each layer of the encoder, as timm counts them, as a part of that of the
             next; 1 for the same everywhere.
@@ -140,7 +143,9 @@ def finetune(
         sslzoo.data.EmptyDatasetError: There are no images, or none that can be read.
     """
     started = time.monotonic()
-    lr = (LR_FROZEN if freeze_encoder else LR) if lr is None else lr
+    defaults = model.defaults
+    lr = (defaults.lr_frozen if freeze_encoder else defaults.lr) if lr is None else lr
+    batch_size = defaults.batch_size if batch_size is None else batch_size
     settings: dict[str, Any] = {
         "epochs": None if steps else epochs, "steps": steps, "batch_size": batch_size, "lr": lr,
         "weight_decay": weight_decay, "layer_decay": layer_decay, "freeze_encoder": freeze_encoder,
@@ -176,17 +181,18 @@ def finetune(
 
 @dataclass(frozen=True, eq=False)
 class _Data:
-    train: ImageSet
-    val: ImageSet | None
+    train: Any  # labelled images, as the model has them
+    val: Any
     validation: str
     skipped: list[tuple[str, str]]
+    remarks: list[str]
 
     def describe(self) -> str:
         lines = [f"{len(self.train):,} training images; validation: {self.validation}"]
         lines += [f"left out, cannot be read: {name}: {reason}" for name, reason in self.skipped[:5]]
         if len(self.skipped) > 5:
             lines.append(f"and {len(self.skipped) - 5:,} more")
-        return "\n".join(lines)
+        return "\n".join(lines + self.remarks)
 
 
 def _check(settings: dict[str, Any], epochs: int) -> None:
@@ -211,10 +217,12 @@ def _open(model: Any, train: Any, val: Any, val_fraction: float, seed: int) -> _
     held = None if val is None else model.open_validation(val)  # wrong classes show before hours of reading
     images, skipped = _readable(images)
     images = model.open_training(images)  # a class may have lost its last image
+    remarks = model.remarks(images)
     validation = "none, the last epoch is kept"
     if held is not None:
         held, more = _readable(held)
         skipped += more
+        remarks += model.remarks(held)
         validation = f"{len(held):,} images given"
     elif val_fraction > 0:
         kept, out = model.split(images, val_fraction, seed)
@@ -223,10 +231,10 @@ def _open(model: Any, train: Any, val: Any, val_fraction: float, seed: int) -> _
             f"{len(out):,} of the {len(images):,} images, since none were given ({val_fraction:.0%}, seed {seed})"
         )
         images = images.subset(kept)
-    return _Data(images, held, validation, skipped)
+    return _Data(images, held, validation, skipped, remarks)
 
 
-def _readable(images: ImageSet) -> tuple[ImageSet, list[tuple[str, str]]]:
+def _readable(images: Any) -> tuple[Any, list[tuple[str, str]]]:
     """Leave out the images that cannot be read; also returns name and reason of each."""
     reasons = unreadable(images, num_threads=os.cpu_count() or 1)
     if len(reasons) == len(images):
@@ -302,7 +310,7 @@ def _trainer(
     groups = parameter_groups(model, **{name: settings[name] for name in names})
     return trainer.FinetuneTrainer(
         model, args, model.collate, samples, model.samples(data.val, None) if validating else None,
-        compute_metrics=model.compute_metrics, callbacks=callbacks,
+        compute_metrics=trainer.Counting(model.meter), callbacks=callbacks,
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": settings["lr"], "fused": True}),
     )  # fmt: skip
 
@@ -368,10 +376,12 @@ def _report(folder: Path, model: Any, data: _Data, trainer: Any, seconds: float)
     history = [
         {key: value for key, value in entry.items() if not key.endswith(_TIMINGS)}
         for entry in state.log_history
-        if "loss" in entry or "eval_loss" in entry
+        if "loss" in entry or f"eval_{model.metric}" in entry
     ]
     best = state.best_global_step or state.global_step
-    kept: dict[str, float] = next((entry for entry in history if entry["step"] == best and "eval_loss" in entry), {})
+    kept: dict[str, float] = next(
+        (entry for entry in history if entry["step"] == best and f"eval_{model.metric}" in entry), {}
+    )
     return FinetuneReport(
         folder=folder,
         task=model.task,
@@ -384,6 +394,7 @@ def _report(folder: Path, model: Any, data: _Data, trainer: Any, seconds: float)
         steps=state.global_step,
         history=history,
         skipped=data.skipped,
+        remarks=data.remarks,
         seconds=round(seconds, 1),
     )
 
@@ -404,6 +415,8 @@ def _save(folder: Path, model: Any, settings: dict[str, Any], report: FinetuneRe
 
 def _name(source: Any) -> str:
     """What to call data in a file that others may read: no path of this machine."""
-    if isinstance(source, ImageSet):
-        source = source.root or "images"
-    return Path(source).name if isinstance(source, (str, os.PathLike)) else type(source).__name__
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source).name
+    if hasattr(source, "root"):  # images that were opened already
+        return source.root.name if source.root else "images"
+    return type(source).__name__

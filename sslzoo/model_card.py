@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from sslzoo import snippets, zoo
 from sslzoo.card import bibtex, code_blocks, count, data_title, duration, facts_table, hardware
+from sslzoo.heads import TaskCard, head_module
 
 Config = Mapping[str, Any]
 SHOWN = 20  # class names; a card need not list a thousand
@@ -26,7 +27,7 @@ _SETTINGS = {
 
 
 def render_model_card(name: str, config: Config, *, repository: str | None = None, licence: str | None = None) -> str:
-    """Text of the card of a fine-tuned classifier.
+    """Text of the card of a model for a task; what belongs to the task is told by its head.
 
     Args:
         name: What it is called, such as the name of its run or repository.
@@ -36,19 +37,20 @@ def render_model_card(name: str, config: Config, *, repository: str | None = Non
         licence: Of the weights, an SPDX identifier such as "apache-2.0"; None states nothing.
     """
     place = snippets.hub_repository(repository) if repository else snippets.HERE
+    head: TaskCard = head_module(config["sslzoo"]["task"]).card(config, place)
     sections = [
-        f"# {name}\n\n{_introduction(config)}",
-        f"## Use\n\n{code_blocks(snippets.classifier_snippets(place))}",
+        f"# {name}\n\n{_introduction(config, head.what)}",
+        f"## Use\n\n{code_blocks(head.snippets)}",
         f"## Classes\n\n{_classes(config)}",
         f"## Training\n\n{_training(config)}",
         f"## Measured\n\n{_measured(config)}",
-        f"## Limits\n\n{_limits(config)}",
+        f"## Limits\n\n{_limits(config, head.limit)}",
         f"## Licence\n\n{_licence(config, licence)}",
     ]
     encoder = _encoder(config)
     if paper := encoder.get("paper"):
         sections.append(f"## Citation\n\nOf the encoder's method:\n\n{bibtex(encoder['method'], paper)}")
-    return f"---\n{_metadata(name, config, licence)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_metadata(name, config, licence, head)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _encoder(config: Config) -> dict[str, Any]:
@@ -60,19 +62,15 @@ def _finetuning(config: Config) -> dict[str, Any]:
     return config["sslzoo"].get("finetuning") or {}
 
 
-def _introduction(config: Config) -> str:
-    size, parent = config["pretrained_cfg"]["input_size"], config["sslzoo"].get("encoder_id")
-    encoder = _encoder(config)
+def _introduction(config: Config, what: str) -> str:
+    parent, encoder = config["sslzoo"].get("encoder_id"), _encoder(config)
     origin = f"`{parent}`" if parent else "an encoder without a name"
     if method := encoder.get("method"):
         arch = (encoder.get("recipe") or {}).get("arch") or config["architecture"]  # not every encoder has a recipe
         data = f" on {data_title(encoder['dataset'])}" if encoder.get("dataset") else ""
         origin += f" ({arch}, pretrained by {method}{data})"
     how = "which was not changed" if _finetuning(config).get("freeze_encoder") else "fine-tuned as a whole"
-    return (
-        f"Image classifier: {len(config['label_names'])} classes, images of {size[1]}×{size[2]} pixels. "
-        f"A linear layer on {origin}, {how}."
-    )
+    return f"{what} {origin}, {how}."
 
 
 def _classes(config: Config) -> str:
@@ -114,19 +112,19 @@ def _measured(config: Config) -> str:
 
 
 def _figure(metric: str, value: float) -> str:
-    return f"{100 * value:.1f} %" if metric.endswith("accuracy") else f"{value:.3f}"
+    return f"{value:.3f}" if metric == "loss" else f"{100 * value:.1f} %"
 
 
-def _limits(config: Config) -> str:
+def _limits(config: Config, limit: str) -> str:
     run = _finetuning(config)
-    limits = ["It names one of its classes for every image, also for images of none of them."]
+    limits = [limit]
     if run.get("n_train") is not None:
         limits.append(
             f"It has seen {count(run['n_train'])} labelled images: what these lack or favour, it lacks or favours too."
         )
     if run.get("n_val"):
         limits.append(
-            f"Its accuracy was measured on {count(run['n_val'])} images, and is as uncertain as these are few."
+            f"It was measured on {count(run['n_val'])} images, and the figures are as uncertain as these are few."
         )
     return "\n".join(f"- {line}" for line in limits)
 
@@ -144,22 +142,22 @@ def _parent_licence(config: Config) -> str | None:
         return None
 
 
-def _metadata(name: str, config: Config, licence: str | None) -> str:
+def _metadata(name: str, config: Config, licence: str | None, head: TaskCard) -> str:
     run, parent = _finetuning(config), config["sslzoo"].get("encoder_id")
     known = bool(parent) and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", parent)) and not Path(parent).exists()
     metrics = run.get("metrics") or {}
     return ModelCardData(
-        library_name="timm",  # see card.py
-        pipeline_tag="image-classification",
-        tags=["timm", "transformers", "sslzoo", "image-classification"],
+        library_name=head.library,
+        pipeline_tag=head.pipeline_tag,
+        tags=head.tags,
         base_model=parent if known else None,
         base_model_relation="finetune" if known else None,
         license=licence,
         model_name=name if metrics else None,
         eval_results=[
             EvalResult(
-                task_type="image-classification",
-                task_name="image classification",
+                task_type=head.pipeline_tag,
+                task_name=head.pipeline_tag.replace("-", " "),
                 dataset_name=run.get("data") or "unnamed",
                 dataset_type=run.get("data") or "unnamed",
                 dataset_split="validation",
@@ -168,7 +166,7 @@ def _metadata(name: str, config: Config, licence: str | None) -> str:
                 metric_value=round(float(value), 4),
             )
             for key, value in metrics.items()
-            if key != "loss"  # leader boards compare the others
+            if key != "loss" and "/" not in key  # leader boards compare the others
         ]
         or None,
     ).to_yaml()

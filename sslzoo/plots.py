@@ -1,4 +1,4 @@
-"""Pictures of results: confusion matrix, bars, curves, contact sheet. Drawn to files, without a display or pyplot.
+"""Pictures of results: confusion matrix, bars, curves, contact sheet, masks. To files, without a display or pyplot.
 
 confusion_picture(matrix, ["cat", "dog"], Path("confusion.png"), title="byol-resnet18 on pets")
 """
@@ -13,13 +13,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 DPI = 120
 # Okabe & Ito's palette: told apart with every common kind of colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 WRONG = "#D55E00"
+ON_IMAGES = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")  # brightest first
 LABEL_LENGTH = 24  # characters; longer names lose their middle
+OVERLAY = 0.6  # of a class's colour over a pixel
 COUNTED = 20  # classes; beyond, the cells are too small for counts
 _CHARACTER = 0.085  # inches; a little more than the mean width at 9 points
 
@@ -203,6 +206,129 @@ def contact_sheet(
         axes.annotate(text, (0.5, 0), (0, -4), "axes fraction", "offset points", ha="center", va="top", fontsize=8,
                       color="black" if right else WRONG)  # fmt: skip
     _save(figure, path, title)
+
+
+def overlay_sheet(
+    cells: Sequence[tuple[Image.Image, Array | None]],
+    classes: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    path: Path,
+    title: str = "",
+    *,
+    captions: Sequence[str] | None = None,
+    columns: int = 3,
+) -> None:
+    """Draw images with the colours of their classes over them in a grid as a PNG file, with a legend.
+
+    Args:
+        cells: Images, each with the class numbers (H, W) of its pixels, or None to show the image alone. Pixels of
+            other numbers than those of the classes stay as they are.
+        classes: Names of the classes; the legend has those that are there.
+        colours: Of the classes, (red, green, blue).
+        path: Where to write the picture; its folder is made.
+        title: Above the picture.
+        captions: Below the cells.
+        columns: Cells in a row, at most.
+
+    Raises:
+        ValueError: No images, or not one caption a cell.
+    """
+    if not cells or len(captions or cells) != len(cells):
+        raise ValueError(f"Needs one caption an image, got {len(cells)} images and {len(captions or ())} captions.")
+    columns = min(columns, len(cells))
+    rows = math.ceil(len(cells) / columns)
+    shape = max(image.height / image.width for image, _ in cells)
+    figure = _figure(3.2 * columns, (3.2 * min(shape, 2) + 0.3) * rows + 1)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    there: set[int] = set()
+    for axes in grid:
+        axes.set_axis_off()
+    for i, (axes, (image, mask)) in enumerate(zip(grid, cells, strict=False)):
+        pixels = np.asarray(image.convert("RGB"))
+        if mask is not None:
+            there |= set(np.unique(mask).tolist())
+            pixels = _overlaid(pixels, mask, colours)
+        axes.imshow(pixels, interpolation="nearest" if max(image.size) < 64 else "antialiased")
+        if captions is not None:
+            text = _label(captions[i], 40)
+            axes.annotate(text, (0.5, 0), (0, -4), "axes fraction", "offset points", ha="center", va="top", fontsize=8)
+    named = [k for k in range(len(classes)) if k in there]
+    handles = [Patch(color="#{:02x}{:02x}{:02x}".format(*colours[k]), label=_label(classes[k])) for k in named]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), frameon=False)
+    _save(figure, path, title)
+
+
+def _overlaid(pixels: Array, mask: Array, colours: Sequence[tuple[int, int, int]]) -> Array:
+    """Pixels (H, W, 3) with `OVERLAY` parts of their classes' colours."""
+    known = mask < len(colours)
+    over = np.asarray(colours)[np.where(known, mask, 0)]
+    mixed = (1 - OVERLAY) * pixels + OVERLAY * over
+    return np.where(known[..., None], np.rint(mixed).astype(np.uint8), pixels)
+
+
+def boxes_picture(
+    images: Sequence[Image.Image],
+    found: Sequence[tuple[Array, Array, Array]],
+    classes: Sequence[str],
+    path: Path,
+    title: str = "",
+    *,
+    truth: Sequence[tuple[Array, Array]] | None = None,
+) -> None:
+    """Draw images with boxes in a PNG file: each box with class and score, in the colour of its class.
+
+    Args:
+        images: PIL images of any sizes.
+        found: For each the boxes (n, 4), left, top, right, bottom in pixels, their class numbers (n,) and scores (n,).
+        classes: Names of the classes.
+        path: Where to write the picture; its folder is made.
+        title: Above the picture.
+        truth: For each image true boxes and their class numbers, drawn on a copy of it, to its left.
+
+    Raises:
+        ValueError: No images, or not one entry for each.
+    """
+    counts = {len(images), len(found), len(images if truth is None else truth)}
+    if len(counts) > 1 or not images:
+        raise ValueError(f"Needs one entry an image, got {', '.join(map(str, sorted(counts)))}.")
+    columns = min(2, len(images)) if truth is None else 2
+    drawn: list[tuple[int, str, Array, Array, Array | None]] = []
+    for i, boxes in enumerate(found):
+        if truth is not None:
+            drawn.append((i, "true", *truth[i], None))
+        drawn.append((i, "" if truth is None else "found", *boxes))
+    rows = math.ceil(len(drawn) / columns)
+    shape = np.mean([image.height / image.width for image in images])
+    figure = _figure(4.5 * columns, (4.4 * shape + 0.1 + 0.2 * (truth is not None)) * rows + 0.8)
+    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, (i, what, xyxy, labels, scores) in zip(cells, drawn, strict=False):
+        axes.imshow(images[i].convert("RGB"))
+        axes.set_title(what, fontsize=9, pad=3)
+        _draw_boxes(axes, xyxy, labels, scores, classes)
+    present = sorted({int(label) for _, _, _, labels, _ in drawn for label in labels})
+    handles = [Patch(color=_on_image(label), label=_label(classes[label])) for label in present]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
+    _save(figure, path, title)
+
+
+def _on_image(label: int) -> str:
+    return ON_IMAGES[label % len(ON_IMAGES)]
+
+
+def _draw_boxes(axes: Axes, xyxy: Array, labels: Array, scores: Array | None, classes: Sequence[str]) -> None:
+    """Boxes over an image; the class is written at those that have a score, others are told by the legend."""
+    for i, ((left, top, right, bottom), label) in enumerate(zip(xyxy.tolist(), labels.tolist(), strict=True)):
+        colour = _on_image(label)
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.3))
+        if scores is not None:
+            axes.text(
+                left, top, f"{_label(classes[label], 14)} {scores[i]:.0%}", fontsize=5.5, va="top", clip_on=True,
+                bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
+            )  # fmt: skip
 
 
 def _label(name: str, length: int = LABEL_LENGTH) -> str:

@@ -110,6 +110,35 @@ def classifier_snippets(place: Place) -> list[str]:
     return [code for code in snippets if code]
 
 
+def segmenter_snippets(place: Place) -> list[str]:
+    """Code that loads a fine-tuned segmenter and segments photo.jpg.
+
+    Args:
+        place: Where it is.
+    """
+    return [
+        f"import sslzoo\n\nmodel = sslzoo.load_model({place.name})\n"
+        'found = model.predict("photo.jpg")\nprint(found)  # the classes on it, and their parts of the pixels\n'
+        "mask = found.masks[0]  # (H, W) numbers of model.classes\n"
+        'found.save("overlay.png")  # or .json, .csv; or a folder, for mask files'
+    ]
+
+
+def detector_snippets(place: Place) -> list[str]:
+    """Code that loads a fine-tuned detector and finds objects in photo.jpg.
+
+    Args:
+        place: Where it is.
+    """
+    return [
+        f"import sslzoo\n\nmodel = sslzoo.load_model({place.name})\n"
+        'found = model.predict("photo.jpg")\nprint(found)  # number and scores of the objects, by class\n'
+        'found.save("photo.boxes.png")  # or .json, .coco.json, .csv\n'
+        "boxes = found.found[0].xyxy  # (number of boxes, 4), left, top, right, bottom in pixels\n"
+        "network = model.network  # torchvision's own detector",
+    ]
+
+
 def sees_top_half(config: Mapping[str, Any]) -> bool:
     """Whether this is a network of `sslzoo.mnist_networks`, which have no feature maps and are in no other library."""
     return str(config["architecture"]).startswith("tophalf_")

@@ -37,6 +37,17 @@ def stratified_split(y: Any, test_fraction: float, seed: int) -> tuple[Labels, L
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
 
 
+def random_split(n: int, test_fraction: float, seed: int) -> tuple[Labels, Labels]:
+    """Split n images at random, at least one on either side; returns sorted positions as `stratified_split` does.
+
+    Raises:
+        ValueError: A single image, or a fraction outside (0, 1).
+    """
+    if n < 2:
+        raise ValueError(f"A split needs two images at the least, got {n}.")
+    return stratified_split(np.zeros(n, dtype=np.int64), test_fraction, seed)
+
+
 def few_labels(y: Any, per_class: int, seed: int) -> Labels:
     """Choose so many images of every class at random; returns their sorted positions.
 

@@ -2,8 +2,11 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -14,7 +17,8 @@ SAVE_SECONDS = 120.0  # between checkpoints within an epoch: more is never lost
 class FinetuneTrainer(Trainer):  # type: ignore[misc]
     """Trainer that leaves the rest of an epoch out of training, not of validation, and prints nothing itself.
 
-    Of epochs with the same best metric, which few validation images often give, it keeps that of the lowest loss.
+    Validation is the model's own `validate`. Of epochs with the same best metric, which few validation images often
+    give, it keeps that of the lowest loss.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -29,6 +33,15 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
         finally:
             self.args.dataloader_drop_last = True
 
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """What the model says of a batch of validation images, and what it should say."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            said: tuple[Tensor | None, Tensor, Tensor] = self.accelerator.unwrap_model(model).validate(**inputs)
+        return said
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         best, step = self.state.best_metric, self.state.best_global_step
         if super()._determine_best_metric(metrics, trial):
@@ -36,10 +49,29 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
         if metrics.get(f"eval_{self.args.metric_for_best_model}") != best:
             return False
         losses = {entry["step"]: entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry}
-        if metrics["eval_loss"] >= losses.get(step, float("inf")):
+        if metrics.get("eval_loss", float("inf")) >= losses.get(step, float("inf")):
             return False
         self.state.best_global_step = self.state.global_step
         return True
+
+
+class Counting:
+    """Trainer's `compute_metrics`, batch by batch: a model's meter, a new one for each pass over the images."""
+
+    def __init__(self, new_meter: Callable[[], Any]) -> None:
+        self.new_meter = new_meter
+        self.meter: Any = None
+
+    def __call__(self, prediction: Any, compute_result: bool) -> dict[str, float]:
+        """Count a batch; returns the figures after the last one."""
+        if self.meter is None:
+            self.meter = self.new_meter()
+        self.meter.update(prediction.predictions, prediction.label_ids)
+        if not compute_result:
+            return {}
+        figures: dict[str, float] = self.meter.compute()
+        self.meter = None
+        return figures
 
 
 def arguments(
@@ -66,6 +98,7 @@ def arguments(
     made = TrainingArguments(
         output_dir=folder, num_train_epochs=epochs, max_steps=steps or -1,
         per_device_train_batch_size=batch_size, per_device_eval_batch_size=batch_size, dataloader_drop_last=True,
+        batch_eval_metrics=True,  # predictions of all validation images need not fit into memory
         learning_rate=lr, lr_scheduler_type="cosine", warmup_steps=warmup_steps, max_grad_norm=1.0,
         bf16=bf16, use_cpu=device == "cpu", seed=seed, data_seed=seed,
         eval_strategy="epoch" if metric else "no", logging_strategy="epoch", report_to=report_to, disable_tqdm=True,

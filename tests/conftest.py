@@ -2,13 +2,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_sample_images
+from sklearn.datasets import load_digits, load_sample_images
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 
@@ -50,6 +51,56 @@ def photo_folder(photos: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo).save(file)
     return root
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Photographs with pasted digits: what is where is known exactly.
+
+    Attributes:
+        images: (N, S, S, 3) uint8.
+        masks: (N, S, S) uint8: 0 photograph, 1 a zero, 2 a one.
+        boxes: N arrays (n, 4), x1 y1 x2 y2 in pixels; x2 and y2 are the first beyond.
+        labels: N arrays (n,), 0 a zero, 1 a one.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    boxes: list[np.ndarray]
+    labels: list[np.ndarray]
+
+
+def _scenes(count: int, side: int = 64, tile: int = 28, grid: int = 1, seed: int = 0) -> Scenes:
+    rng = np.random.default_rng(seed)
+    photographs, digits = load_sample_images().images, load_digits()
+    images, masks, boxes, labels = [], [], [], []
+    for n in range(count):
+        photograph = photographs[n % 2]
+        y, x = rng.integers(0, photograph.shape[0] - 2 * side), rng.integers(0, photograph.shape[1] - 2 * side)
+        image = np.asarray(Image.fromarray(photograph[y : y + 2 * side, x : x + 2 * side]).resize((side, side))).copy()
+        mask, found = np.zeros((side, side), dtype=np.uint8), []
+        for label, left in enumerate((0, side // 2)):  # a zero in the left half, a one in the right
+            digit = rng.choice(digits.images[digits.target == label])
+            top = grid * rng.integers(0, (side - tile) // grid + 1)
+            start = left + grid * rng.integers(0, (side // 2 - tile) // grid + 1)
+            pixels = np.asarray(Image.fromarray((digit * 15).astype(np.uint8)).resize((tile, tile), 0))
+            image[top : top + tile, start : start + tile] = pixels[..., None]
+            mask[top : top + tile, start : start + tile] = label + 1
+            found.append((start, top, start + tile, top + tile))
+        images.append(image)
+        masks.append(mask)
+        boxes.append(np.array(found, dtype=np.float32))
+        labels.append(np.array([0, 1]))
+    return Scenes(np.stack(images), np.stack(masks), boxes, labels)
+
+
+@pytest.fixture(scope="session")
+def scenes() -> Callable[..., Scenes]:
+    """`scenes(count, side=64, tile=28, grid=1, seed=0)`: photographs with a zero and a one pasted on as squares.
+
+    Corners of the squares are multiples of `grid` pixels.
+    """
+    return _scenes
 
 
 def _zoo_toml(models: Rows, aliases: Mapping[str, str] | None = None) -> str:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from sslzoo.data import ImageSet, open_images
 from sslzoo.encoder import create
-from sslzoo.finetuning import LR, WARMUP, finetune, parameter_groups
+from sslzoo.finetuning import WARMUP, finetune, parameter_groups
 from sslzoo.heads.classifier import Classifier, classifier
 
 from .measure import Spread, machine
@@ -56,7 +56,7 @@ def through_finetune(model: Classifier, data: ImageSet, steps: int, batch_size: 
 def bare(model: Classifier, data: ImageSet, steps: int, batch_size: int, bf16: bool) -> None:
     """What one would write without a library: a loader, an optimizer, a schedule and a loop."""
     loader = DataLoader(model.samples(data, seed=0), batch_size, shuffle=True, drop_last=True, collate_fn=model.collate)
-    groups = parameter_groups(model, lr=LR, weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY)
+    groups = parameter_groups(model, lr=model.defaults.lr, weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY)
     optimizer = torch.optim.AdamW(groups, fused=True)
     warmup = round(WARMUP * steps)
 

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sslzoo import encoder as encoders
-from sslzoo import weights, zoo
+from sslzoo import snippets, weights
 from sslzoo.data import ImageSet, open_images
 from sslzoo.encoder import Encoder
 from sslzoo.features import embed_readable
-from sslzoo.heads import timm_layout
+from sslzoo.heads import Defaults, TaskCard, common, timm_layout
+from sslzoo.heads.common import listed
 from sslzoo.heads.predictions import Predictions
 from sslzoo.splits import stratified_split
 from sslzoo.transforms import normalise, to_tensor, train_view
@@ -44,10 +45,11 @@ class Classifier(nn.Module):
 
     Attributes:
         task: "classification".
-        metric: Key of `compute_metrics` that tells the best epoch.
+        metric: Of the figures that `meter` counts, the one that tells the best epoch.
     """
 
     task = TASK
+    defaults = Defaults(lr=1e-3, lr_frozen=1e-2, batch_size=32)
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class Classifier(nn.Module):
         self.head = head
         self.encoder_id = encoder_id
         self.finetuning = dict(finetuning or {})
-        self._classes = None if classes is None else _checked(classes, head.out_features)
+        self._classes = None if classes is None else common.checked_classes(classes, head.out_features)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", None, persistent=False)  # (K,) of the loss
         self.eval()
@@ -86,13 +88,11 @@ class Classifier(nn.Module):
     @property
     def frozen(self) -> bool:
         """Whether the encoder does not learn."""
-        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+        return common.is_frozen(self.encoder)
 
     def freeze(self, frozen: bool = True) -> Self:
         """Freeze the encoder, statistics of batch norm included, or let it learn again."""
-        self.encoder.requires_grad_(not frozen)
-        if self.encoder.mean_of_maps:
-            self.encoder.model.pre_logits.requires_grad_(False)  # never used
+        common.freeze(self.encoder, frozen, maps=False)
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -199,10 +199,7 @@ class Classifier(nn.Module):
     @property
     def origin(self) -> str:
         """How many of the encoder's tensors came from where, in words."""
-        count = len(self.encoder.model.state_dict())
-        if self.encoder.config["sslzoo"].get("source") == "random":
-            return f"0 of {count} encoder tensors are pretrained: {self.encoder.arch} with random weights"
-        return f"{count} of {count} encoder tensors from {self.encoder_id or 'a pretrained ' + self.encoder.arch}"
+        return common.origin(self.encoder, self.encoder_id)
 
     # What finetune asks for: see the contract in heads/__init__.py
 
@@ -222,7 +219,7 @@ class Classifier(nn.Module):
             if len(images.classes) != self.num_classes:
                 raise ValueError(
                     f"The model has {self.num_classes} classes, the training images have {len(images.classes)}: "
-                    f"{_listed(images.classes)}. Make it with classes=[...] or that number."
+                    f"{listed(images.classes)}. Make it with classes=[...] or that number."
                 )
             self._classes = list(images.classes)
         images = _relabelled(images, self.classes, "training")
@@ -233,24 +230,21 @@ class Classifier(nn.Module):
         """Labelled images of the model's classes; not every class needs one."""
         return _relabelled(_labelled(source, "validation"), self.classes, "validation")
 
+    def remarks(self, images: ImageSet) -> list[str]:
+        """None: what is odd about labels of images is an error."""
+        return []
+
     def split(self, images: ImageSet, fraction: float, seed: int) -> tuple[Labels, Labels]:
         """Positions to train on and to validate on: the same fraction of every class."""
         return stratified_split(np.array(self.classes)[images.labels], fraction, seed)
 
     def weigh(self, images: ImageSet, class_weights: str | Sequence[float] | None) -> None:
         """Set how much each class counts in the loss: None, "balanced" (by the inverse of its count) or K numbers."""
-        if class_weights is None:
-            self.class_weights = None
-            return
-        if isinstance(class_weights, str):
-            if class_weights != "balanced":
-                raise ValueError(f"class_weights are 'balanced' or one number a class, got {class_weights!r}.")
+        if class_weights == "balanced":
             counts = _counts(images)
-            class_weights = (len(images) / (self.num_classes * np.maximum(counts, 1))).tolist()
-        values = torch.tensor(class_weights, dtype=torch.float32)
-        if values.shape != (self.num_classes,) or not (values.isfinite() & (values >= 0)).all() or values.sum() == 0:
-            raise ValueError(f"class_weights needs {self.num_classes} numbers of at least 0, got {class_weights}.")
-        self.class_weights = values.to(self.head.weight.device)
+            class_weights = list(map(float, len(images) / (self.num_classes * np.maximum(counts, 1))))
+        checked = common.checked_weights(class_weights, self.num_classes)
+        self.class_weights = None if checked is None else checked.to(self.head.weight.device)
 
     def samples(self, images: ImageSet, seed: int | None) -> "Samples":
         """Random views to train on, or with seed None each image as `transform` has it."""
@@ -264,12 +258,38 @@ class Classifier(nn.Module):
             images = normalise(images, cfg["mean"], cfg["std"])
         return {"pixel_values": images, "labels": torch.tensor([label for _, label in samples])}
 
-    def compute_metrics(self, prediction: Any) -> dict[str, float]:
+    def validate(self, pixel_values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, the most probable class of each image, (B,), and its true one, (B,)."""
+        out = self(pixel_values, labels)
+        return out["loss"], out["logits"].argmax(dim=1), labels
+
+    def meter(self) -> "Accuracy":
+        """What counts right answers."""
+        return Accuracy(self.num_classes)
+
+
+class Accuracy:
+    """Counts right answers, class by class.
+
+    Args:
+        num_classes: K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.seen, self.right = torch.zeros(2, num_classes, dtype=torch.int64)
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Add a batch: predicted and true class numbers, (B,) each."""
+        predictions, targets = predictions.cpu(), targets.cpu()
+        self.seen += torch.bincount(targets, minlength=len(self.seen))
+        self.right += torch.bincount(targets[predictions == targets], minlength=len(self.seen))
+
+    def compute(self) -> dict[str, float]:
         """Accuracy, and its mean over the classes that the images have."""
-        targets = np.asarray(prediction.label_ids)
-        right = np.asarray(prediction.predictions).argmax(axis=1) == targets
-        by_class = [right[targets == label].mean() for label in np.unique(targets)]
-        return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(by_class))}
+        there = self.seen > 0
+        by_class = self.right[there].double() / self.seen[there]
+        accuracy = self.right.sum().double() / self.seen.sum()
+        return {"accuracy": float(accuracy), "balanced_accuracy": float(by_class.mean())}
 
 
 class Samples(Dataset[tuple[Tensor, int]]):
@@ -325,7 +345,7 @@ def classifier(
     k = len(classes or ()) if num_classes is None else num_classes
     if k < 2:
         raise ValueError(f"A classifier needs at least two classes, got {k}.")
-    name = None if isinstance(encoder, Encoder) else _id(encoder)
+    name = None if isinstance(encoder, Encoder) else common.encoder_name(encoder)
     found = encoder if isinstance(encoder, Encoder) else encoders.load(encoder)
     timm_layout.check(found, k)
     head = nn.Linear(found.num_features, k)
@@ -352,33 +372,30 @@ def load(folder: Path, *, device: torch.device | str = "cpu") -> Classifier:
     return Classifier(encoder, head, names if block.get("named", True) else None, **known).to(device)
 
 
+def card(config: Mapping[str, Any], place: snippets.Place) -> TaskCard:
+    """What a classifier with this config.json says of itself on a model card."""
+    size = config["pretrained_cfg"]["input_size"]
+    return TaskCard(
+        what=f"Image classifier: {len(config['label_names'])} classes, images of {size[1]}×{size[2]} pixels. "
+        "A linear layer on",
+        snippets=snippets.classifier_snippets(place),
+        limit="It names one of its classes for every image, also for images of none of them.",
+        pipeline_tag="image-classification",
+        library="timm",  # see card.py
+        tags=["timm", "transformers", "sslzoo", "image-classification"],
+    )
+
+
 def check_every_class(images: ImageSet) -> None:
     """Raise a ValueError if some class has no image."""
     missing = [name for name, count in zip(images.classes or (), _counts(images), strict=True) if count == 0]
     if missing:
-        raise ValueError(f"No training images of {_listed(missing)}. Add some, or leave the class out of the model.")
+        raise ValueError(f"No training images of {listed(missing)}. Add some, or leave the class out of the model.")
 
 
 def _counts(images: ImageSet) -> Labels:
     assert images.labels is not None
     return np.bincount(images.labels, minlength=len(images.classes or ()))
-
-
-def _id(name_or_folder: str | Path) -> str:
-    """Full name of an encoder: aliases may come to point at other weights."""
-    try:
-        return zoo.info(str(name_or_folder)).id
-    except zoo.UnknownModelError:
-        return Path(name_or_folder).name if Path(name_or_folder).is_dir() else str(name_or_folder)
-
-
-def _checked(classes: Sequence[str], num_classes: int) -> list[str]:
-    names = [str(name) for name in classes]
-    if len(names) != num_classes:
-        raise ValueError(f"{num_classes} classes need {num_classes} names, got {len(names)}.")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"Class names must differ, these come twice: {_listed(twice)}.")
-    return names
 
 
 def _labelled(source: Any, part: str) -> ImageSet:
@@ -391,7 +408,7 @@ def _labelled(source: Any, part: str) -> ImageSet:
             "file of path and label, an .npz file with 'images' and 'labels', or a data set with a label column."
         )
     if images.empty:
-        raise ValueError(f"No images{where} for {_listed(images.empty)}. Put images there, or remove the folder.")
+        raise ValueError(f"No images{where} for {listed(images.empty)}. Put images there, or remove the folder.")
     if part == "training" and len(np.unique(images.labels)) < 2:
         only = images.classes[images.labels[0]] if images.classes else images.labels[0]
         raise ValueError(f"All {len(images):,} training images{where} are of one class, {only}. Two are needed.")
@@ -405,14 +422,9 @@ def _relabelled(images: ImageSet, classes: list[str], part: str) -> ImageSet:
     name_of = {label: images.classes[label] if images.classes else str(label) for label in used}
     known = classes if images.classes else [str(i) for i in range(len(classes))]
     if strange := [name for name in name_of.values() if name not in known]:
-        raise ValueError(f"The {part} images have labels {_listed(strange)}; the model's classes are {_listed(known)}.")
+        raise ValueError(f"The {part} images have labels {listed(strange)}; the model's classes are {listed(known)}.")
     number_of = {label: known.index(name) for label, name in name_of.items()}
     part_of = images.subset(range(len(images)))
     part_of.labels = np.array([number_of[label] for label in images.labels.tolist()], dtype=np.int64)
     part_of.classes = classes
     return part_of
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more

@@ -181,6 +181,57 @@ def test_finetune_and_predict(photos, tmp_path):
     assert len(lines) == 2
 
 
+def test_finetune_and_predict_segmentation(scenes, tmp_path):
+    data = scenes(5)
+    for name, arrays in (("images", data.images), ("masks", data.masks)):
+        (tmp_path / "scenes" / name).mkdir(parents=True)
+        for n, pixels in enumerate(arrays):
+            Image.fromarray(pixels).save(tmp_path / "scenes" / name / f"{n}.png")
+    (tmp_path / "scenes" / "classes.txt").write_text("photograph\nzero\none\n")
+    run = str(tmp_path / "run")
+    words = ["finetune", "segmentation", BYOL, str(tmp_path / "scenes"), "-o", run, "--steps", "2", "--batch-size", "2",
+             "--head", "fcn8s", "--image-size", "48x64", "--loss", "dice", "--device", "cpu"]  # fmt: skip
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    assert "132 of 132 encoder tensors" in result.output
+    assert "sslzoo predict" in result.stdout
+    for out in ("m.png", "m.json", "masks"):
+        result = call("predict", run, str(tmp_path / "scenes" / "images"), "-o", str(tmp_path / out))
+        assert result.exit_code == 0, result.output
+        assert "0.png" in result.stdout
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 5
+    assert_error(call(*words[:2], *words[2:-2], "--output-stride", "8"), "Head fcn8s takes output_stride 32, got 8")
+    wrong = [word if word != "48x64" else "big" for word in words]
+    assert call(*wrong).exit_code == 2
+    assert_error(call("finetune", "classification", *words[2:]), "Classification knows no head, image_size, loss")
+
+
+def test_finetune_and_predict_detection(scenes, tmp_path):
+    data = scenes(4)
+    for name in ("JPEGImages", "Annotations"):
+        (tmp_path / "scenes" / name).mkdir(parents=True)
+    for n, pixels in enumerate(data.images):
+        Image.fromarray(pixels).save(tmp_path / "scenes" / "JPEGImages" / f"{n}.png")
+        corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), data.boxes[n][0].astype(int).tolist(), strict=True))
+        box = "".join(f"<{edge}>{value}</{edge}>" for edge, value in corners.items())
+        text = f"<a><object><name>zero</name><bndbox>{box}</bndbox></object></a>"
+        (tmp_path / "scenes" / "Annotations" / f"{n}.xml").write_text(text)
+    run, images = str(tmp_path / "run"), str(tmp_path / "scenes" / "JPEGImages")
+    words = ["finetune", "detection", BYOL, str(tmp_path / "scenes"), "-o", run, "--steps", "1", "--batch-size", "2",
+             "--head", "fcos", "--image-size", "64", "--device", "cpu"]  # fmt: skip
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    assert "132 of 132 encoder tensors" in result.output
+    for out in ("m.png", "m.json", "m.coco.json", "m.csv"):
+        result = call("predict", run, images, "-o", str(tmp_path / out))
+        assert result.exit_code == 0, result.output
+        assert "0.png" in result.stdout
+        assert (tmp_path / out).stat().st_size
+    wrong = [word if word != "64" else "48x64" for word in words]
+    assert_error(call(*wrong, "--resume"), "image_size is one number, of at least 32 pixels, got (48, 64)")
+    assert_error(call("finetune", "detection", BYOL, images, "-o", run), "Found no boxes in")
+
+
 def test_finetune_and_predict_errors(model, photos, tmp_path):
     run = str(tmp_path / "run")
     assert_error(call("finetune", "classifying", model, photos, "-o", run), "Unknown task 'classifying'. There is: cla")

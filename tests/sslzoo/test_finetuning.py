@@ -17,7 +17,7 @@ from sslzoo import Classifier, finetune, trainer
 from sslzoo.data import EmptyDatasetError
 from sslzoo.finetuning import RunExistsError, parameter_groups
 from sslzoo.heads import timm_layout
-from sslzoo.heads.classifier import Samples
+from sslzoo.heads.classifier import Accuracy, Samples
 
 FAST = {"device": "cpu", "progress": False, "num_workers": 0}
 
@@ -100,13 +100,14 @@ def test_the_best_epoch_is_kept(shades: Path, tmp_path: Path, monkeypatch: pytes
     accuracies = iter([0.5, 0.9, 0.7, 0.3])  # ties have a test of their own
     seen: list[dict[str, Tensor]] = []
 
-    def metrics(self: Classifier, prediction: Any) -> dict[str, float]:
-        seen.append(weights_of(self))
-        assert len(prediction.label_ids) == 40  # the last, smaller batch too
+    model = new()
+
+    def figures(self: Accuracy) -> dict[str, float]:
+        seen.append(weights_of(model))
+        assert self.seen.sum() == 40  # the last, smaller batch too
         return {"accuracy": next(accuracies)}
 
-    monkeypatch.setattr(Classifier, "compute_metrics", metrics)
-    model = new()
+    monkeypatch.setattr(Accuracy, "compute", figures)
     report = finetune(model, shades, shades, out=tmp_path / "run", epochs=4, batch_size=16, **FAST)
     assert (report.best_epoch, report.metrics["accuracy"]) == (2, 0.9)
     assert report.validation == "40 images given"
@@ -188,7 +189,7 @@ def test_the_seed_decides_and_workers_do_not(shades: Path, tmp_path: Path) -> No
 def test_of_equal_epochs_the_one_of_the_lowest_loss_is_kept(
     shades: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Classifier, "compute_metrics", lambda self, prediction: {"accuracy": 0.5})
+    monkeypatch.setattr(Accuracy, "compute", lambda self: {"accuracy": 0.5})
     model = sslzoo.classifier("byol-resnet18quarter-cifar10", 2)
     report = finetune(model, shades, out=tmp_path / "run", epochs=3, batch_size=8, **FAST)
     losses = [entry["eval_loss"] for entry in report.history if "eval_loss" in entry]

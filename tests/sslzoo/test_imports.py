@@ -24,7 +24,8 @@ ORDER = (
         "pickles",
         "torch_files",
         "downloads",
-    },
+    }
+    | {"class_table", "coco", "joint", "masks", "boxes", "box_files"},
     {"encoder"},
     {"encoding", "feature_files", "features", "heads", "card", "model_card", "plots", "export"},
     {"probes", "trainer", "finetuning", "publish", "conversion"},

@@ -147,3 +147,29 @@ def test_no_display_and_no_pyplot(tmp_path):
         "assert 'matplotlib.pyplot' not in sys.modules and 'tkinter' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_masks_lie_over_their_image(tmp_path, drawn):
+    image = Image.fromarray(np.full((20, 30, 3), 100, dtype=np.uint8))
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[:10], mask[:, :5] = 2, 255
+    colours = [(0, 0, 0), (0, 255, 0), (200, 0, 50)]
+    cells = [(image, mask), (image, None), (image, mask), (image, mask)]
+    captions = ["a.jpg", LONG * 3, "$", "b"]
+    plots.overlay_sheet(cells, ["none", "unseen", LONG], colours, tmp_path / "x.png", "title", captions=captions)
+    figure = drawn[0]
+    shown = figure.axes[0].images[0].get_array()
+    assert shown[15, 20].tolist() == [40, 40, 40]
+    assert shown[5, 20].tolist() == [160, 40, 70]
+    assert shown[5, 2].tolist() == [100, 100, 100]  # what is ignored stays
+    assert (figure.axes[1].images[0].get_array() == 100).all()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["none", plots._label(LONG)]
+    said = [text for axes in figure.axes for text in axes.texts]
+    assert [text.get_text() for text in said][2:] == [r"\$", "b"]
+    assert not overlap(said)
+    others = [figure.legends[0].get_window_extent(), *(axes.images[0].get_window_extent() for axes in figure.axes[:4])]
+    assert not any(text.get_window_extent().overlaps(box) for text in said for box in others)
+    with pytest.raises(ValueError, match="one caption an image, got 4 images and 1"):
+        plots.overlay_sheet(cells, ["a"], colours, tmp_path / "y.png", captions=["a"])
+    with pytest.raises(ValueError, match="got 0 images"):
+        plots.overlay_sheet([], ["a"], colours, tmp_path / "y.png")

@@ -5,7 +5,6 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -336,11 +335,21 @@ def test_class_weights(encoder: Encoder) -> None:
 
 
 def test_metrics(model: Classifier) -> None:
-    logits = np.eye(3)[[0, 0, 1, 0]]
-    said = model.compute_metrics(SimpleNamespace(predictions=logits, label_ids=np.array([0, 0, 1, 1])))
-    assert said == {"accuracy": 0.75, "balanced_accuracy": 0.75}
-    said = model.compute_metrics(SimpleNamespace(predictions=logits, label_ids=np.array([0, 0, 0, 1])))
-    assert said == {"accuracy": 0.5, "balanced_accuracy": pytest.approx(1 / 3)}
+    meter = model.meter()
+    meter.update(torch.tensor([0, 0]), torch.tensor([0, 0]))
+    meter.update(torch.tensor([1, 0]), torch.tensor([1, 1]))
+    assert meter.compute() == {"accuracy": 0.75, "balanced_accuracy": 0.75}
+    meter = model.meter()
+    meter.update(torch.tensor([0, 0, 1, 0]), torch.tensor([0, 0, 0, 1]))
+    assert meter.compute() == {"accuracy": 0.5, "balanced_accuracy": pytest.approx(1 / 3)}
+
+
+def test_what_validation_counts(model: Classifier) -> None:
+    images, labels = torch.rand(3, 3, 32, 32), torch.tensor([0, 2, 1])
+    loss, said, wanted = model.validate(images, labels)
+    assert loss.item() == model(images, labels)["loss"].item()
+    assert torch.equal(said, model(images)["logits"].argmax(1))
+    assert wanted is labels
 
 
 def test_views_depend_on_seed_epoch_and_position_alone(model: Classifier, photo_folder: Path) -> None:
