@@ -100,7 +100,8 @@ class Bench:
         start = job.start
         return (
             f"image_size={self.image_size} proposals={PROPOSALS} steps={self.steps} batch_size={self.batch_size} "
-            f"lr={LR[start]:g} weight_decay={WEIGHT_DECAY:g} layer_decay={LAYER_DECAY[start]:g} frozen_norms={FROZEN_NORMS[start]}"
+            f"lr={LR[start]:g} weight_decay={WEIGHT_DECAY:g} layer_decay={LAYER_DECAY[start]:g} "
+            f"frozen_norms={FROZEN_NORMS[start]}"
         )
 
 

@@ -299,7 +299,7 @@ def boxes_picture(
             drawn.append((i, "true", *truth[i], None))
         drawn.append((i, "" if truth is None else "found", *boxes))
     rows = math.ceil(len(drawn) / columns)
-    shape = np.mean([image.height / image.width for image in images])
+    shape = float(np.mean([image.height / image.width for image in images]))
     figure = _figure(4.5 * columns, (4.4 * shape + 0.1 + 0.2 * (truth is not None)) * rows + 0.8)
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in cells:

@@ -453,7 +453,7 @@ def build(
 def load(folder: Path, *, device: torch.device | str = "cpu") -> Detector:
     """Load a saved detector: see `sslzoo.load_model`."""
     config = weights.read_model_config(folder)
-    block, names = config["sslzoo"], config.get("label_names")
+    block, names = config["sslzoo"], config.get("label_names") or []
     try:
         settings = Settings(**block["settings"])
         config = {key: value for key, value in config.items() if key not in ("label_names", "model_type")}
