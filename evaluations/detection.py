@@ -40,11 +40,11 @@ from .results import Result
 from .subjects import EvaluationError, Subject, open_subject
 
 SEEDS = (0, 1, 2)
-STEPS = 500
+STEPS = 350
 BATCH = 4
 IMAGE_SIZE = 240
 PROPOSALS = 128
-LR = {"pretrained": 1e-3, "scratch": 1e-3}
+LR = {"pretrained": 2e-3, "scratch": 2e-3}
 LAYER_DECAY = {"pretrained": 0.8, "scratch": 1.0}  # random layers have nothing to keep
 FROZEN_NORMS = {"pretrained": True, "scratch": False}
 WEIGHT_DECAY = 0.05

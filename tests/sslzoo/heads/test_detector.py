@@ -414,5 +414,5 @@ def test_the_picture_shows_class_and_score_beside_the_truth(
     assert drawn == [
         f"{('zero', 'one')[label]} {score:.0%}"
         for said in found.found
-        for label, score in zip(said.labels, said.scores, strict=True)
+        for label, score in zip(said.labels[::-1], said.scores[::-1], strict=True)
     ]
