@@ -4,7 +4,7 @@ For each head and seed one fine-tuning on train/ with a fixed number of steps, w
 are predicted in the images' own size and compared with the true ones as they are. Learning rates were chosen before
 that, for encoder and scratch apart, on val/ of CamVid; nothing is chosen on test images.
 
-python -m sslzoo_evaluations segmentation byol-resnet18quarter-cifar10 --data camvid --scratch --picture camvid.png
+python -m sslzoo_evaluations segmentation byol-resnet18quarter-cifar10 --data camvid --scratch --output-stride 16 --bf16
 
 Each number is appended to results.csv as soon as there is one, and numbers that are there are not measured again: the
 same command goes on after a kill, and several with other --seeds may run side by side.
@@ -44,8 +44,8 @@ SEEDS = (0, 1, 2)
 STEPS = 300
 BATCH = 8
 IMAGE_SIZE = (192, 256)
-LR = {"pretrained": 3e-3, "scratch": 3e-3}
-LAYER_DECAY = {"pretrained": 1.0, "scratch": 1.0}  # random layers have nothing to keep
+LR = {"pretrained": 1e-2, "scratch": 1e-2}  # of 3e-3 and 1e-2, by fcn8s in 150 steps; see the docstring
+LAYER_DECAY = {"pretrained": 0.8, "scratch": 1.0}  # 0.8 of 0.8 and 1; random layers have nothing to keep
 WEIGHT_DECAY = 0.05
 PREFIX = "segmentation-"
 METRICS = ("miou", "pixel_accuracy")

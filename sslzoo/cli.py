@@ -335,7 +335,7 @@ def publish(
     private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
 ) -> None:
-    """Push a model, or what this project has trained, to the Hugging Face Hub.
+    """Push a model, or all of our own, to the Hugging Face Hub.
 
     Weights, configuration and a card; only what changed. Needs a token with write access: `hf auth login`, or HF_TOKEN.
     """

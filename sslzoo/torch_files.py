@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from sslzoo.pickles import NUMPY, Inert, Maker, Names, PickleError, read_pickle, sizes
+from sslzoo.pickles import NUMPY, Inert, Maker, Names, PickleError, read_pickle, sizes, table
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first thing in a file of the old form
 DTYPES = {
@@ -254,7 +254,10 @@ def _names() -> Names:
         ("torch._utils", "_rebuild_tensor"): Maker(_tensor),
         ("torch._utils", "_rebuild_parameter"): Maker(_parameter),
         ("torch", "Size"): Maker(tuple),
+        ("torch.nn.parameter", "Parameter"): Maker(_parameter),
+        ("collections", "Counter"): Maker(table),
         ("torch", "device"): nothing,
+        **{("torch", str(dtype).removeprefix("torch.")): Inert() for dtype in DTYPES.values()},
         **{("torch", f"{name}Storage"): dtype for name, dtype in DTYPES.items()},
         ("mmengine.logging.history_buffer", "HistoryBuffer"): nothing,
         ("__builtin__", "getattr"): nothing,

@@ -23,8 +23,6 @@ CONFIG, WEIGHTS, CARD = hub.FILES
 SCHEMA = 1
 LIGHTNESS = "lab-l"  # "input" in the block "sslzoo": the network sees the lightness L of CIE Lab, in one channel
 BUNDLED = Path(__file__).with_name("bundled")
-
-
 COMMERCIAL = "SSLZOO_COMMERCIAL"  # set to anything but 0: no weights whose licence forbids commercial use
 _told: set[str] = set()  # models whose licence this process has told of
 

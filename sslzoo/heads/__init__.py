@@ -117,12 +117,15 @@ def load_model(name_or_folder: str | Path, *, revision: str | None = None, devic
 
     Raises:
         sslzoo.weights.WeightsError: A file is missing, damaged, does not fit, or is an encoder's.
+        sslzoo.weights.LicenceError: SSLZOO_COMMERCIAL is set, and its encoder's licence forbids commercial use.
         sslzoo.hub.HubError: The repository cannot be had; says why and what to do.
     """
     from sslzoo import weights  # reads with torch, which the command line starts without
 
     folder = weights.locate(name_or_folder, revision=revision)
-    task = weights.read_model_config(folder)["sslzoo"].get("task")
+    block = weights.read_model_config(folder)["sslzoo"]
+    task = block.get("task")
     if task is None:
         raise weights.WeightsError(f"{folder} has no task: it holds an encoder. sslzoo.load opens it.")
+    weights.check_licence(str(name_or_folder), (block.get("encoder") or {}).get("licence"))
     return head_module(task).load(folder, device=device)

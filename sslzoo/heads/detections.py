@@ -110,7 +110,7 @@ class Detections:
         ]
 
     def to_coco(self) -> str:
-        """A file as COCO has it, with a score beside each box; tools for annotation and `open_boxes` read it."""
+        """A file as COCO has it, with a score beside each box; annotation tools and `open_boxes` read it."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for i, (name, found) in enumerate(zip(self.names, self.found, strict=True), start=1):

@@ -75,7 +75,7 @@ def test_features_are_those_of_the_published_network(
     assert torch.equal(sslzoo.load(tmp_path / "saved")(batch), found)
 
 
-@pytest.mark.parametrize("number", [0, 1, 8])
+@pytest.mark.parametrize("number", [0, 8])
 def test_the_code_of_its_card_gives_its_features(
     number: int,
     published_at: Callable[..., None],
@@ -88,8 +88,7 @@ def test_the_code_of_its_card_gives_its_features(
     monkeypatch.chdir(tmp_path)
     Image.fromarray(load_sample_images().images[0]).resize((96, 72)).save("photo.jpg")
     libraries = run_snippets((weights.locate(id_) / "README.md").read_text(), sslzoo.load(id_))
-    assert {"sslzoo", "timm"} <= libraries
-    assert ("transformers" in libraries) == (id_ == SIMSIAM)  # others cannot be told to pad otherwise
+    assert libraries == {"sslzoo", "timm"}  # others would give features of another network
 
 
 def test_every_form_of_every_family_is_tested() -> None:
@@ -346,3 +345,8 @@ def test_a_licence_can_be_refused_before_anything_is_downloaded(
     sslzoo.load(SIMSIAM).save_pretrained(tmp_path / "mine")
     with pytest.raises(LicenceError, match="allow_noncommercial is False"):
         sslzoo.load(tmp_path / "mine", allow_noncommercial=False)
+    sslzoo.classifier(SIMSIAM, num_classes=2).save_pretrained(tmp_path / "tuned")
+    sslzoo.load_model(tmp_path / "tuned")
+    monkeypatch.setenv("SSLZOO_COMMERCIAL", "1")
+    with pytest.raises(LicenceError, match="SSLZOO_COMMERCIAL is set"):
+        sslzoo.load_model(tmp_path / "tuned")

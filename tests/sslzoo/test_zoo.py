@@ -152,6 +152,33 @@ def test_a_wrong_table_is_refused(use_zoo: Callable[..., Path], old: str, new: s
         zoo.read_table(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("accuracy = 74.4", 'accuracy = "74.4"', r"upstream: accuracy must be a number such as 0\.5, got '74\.4'"),
+        ("mean = [0.485,", 'mean = ["red",', "mean must be numbers"),
+        ("crop_pct = 0.875", "crop_pct = 0.875\ncrop = 1", "upstream: unknown 'crop'"),
+        ('{ family = "byol", ', "{ ", "upstream, files: missing family"),
+        ("files = [", "files = []\nfile = [", "unknown 'file'"),
+        ('source = "upstream"', 'source = "bundled"', 'source = "upstream" and a table upstream belong together'),
+    ],
+)
+def test_a_wrong_table_of_others_files_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "zoo.toml"
+    text = zoo.TABLE.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(zoo.ZooTableError, match=message):
+        zoo.read_table(path)
+
+
+def test_info_of_others_weights_says_where_they_are_and_whose_figure_it_is() -> None:
+    lines = str(zoo.info("byol-resnet50-imagenet")).splitlines()
+    assert "accuracy         74.4 % (published)" in lines
+    assert lines[-1].endswith("deepmind-byol/checkpoints/pretrain_res50x1.pkl (596 MB)")
+    assert zoo.info("byol-resnet18quarter-cifar10").published == ""
+
+
 def test_the_table_is_read_once(table: Path) -> None:
     first = zoo.read_table(table)
     table.unlink()

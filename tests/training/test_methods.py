@@ -38,6 +38,17 @@ def test_byol_loss_is_the_squared_distance_of_unit_vectors() -> None:
     assert byol_loss(p, z).item() == pytest.approx(2 + 2 * negative_cosine(p, z).item(), rel=1e-5)
 
 
+def test_cosine_losses_and_the_schedule_are_lightlys() -> None:
+    loss = pytest.importorskip("lightly.loss").NegativeCosineSimilarity()
+    schedule = pytest.importorskip("lightly.utils.scheduler").cosine_schedule
+    generator = torch.Generator().manual_seed(0)
+    p, z = (torch.randn(16, 32, generator=generator) for _ in range(2))
+    assert negative_cosine(p, z).item() == pytest.approx(loss(p, z).item(), abs=1e-6)
+    assert byol_loss(p, z).item() == pytest.approx(2 + 2 * loss(p, z).item(), abs=1e-6)
+    for step in (0, 3, 50, 100):  # lightly reaches the end at its last step
+        assert tau_schedule(0.99, step / 100) == pytest.approx(schedule(step, 101, 0.99, 1.0), abs=1e-12)
+
+
 def test_byol_sums_both_orders_of_the_views(views: list[Tensor]) -> None:
     method = BYOL(thin_encoder(), hidden_dim=32, dim=16).train()
     p1, p2 = (method.predictor(method.projector(method.encoder(v))) for v in views)

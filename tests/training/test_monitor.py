@@ -12,6 +12,13 @@ def test_isotropic_features_have_std_and_rank_at_their_maximum(dim: int) -> None
     assert effective_rank(features) == pytest.approx(dim, rel=0.05)
 
 
+def test_the_std_is_lightlys_times_the_root_of_the_dimension() -> None:
+    debug = pytest.importorskip("lightly.utils.debug")
+    features = torch.randn(300, 24, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 25) + 3
+    theirs = debug.std_of_l2_normalized(features).item() * 24**0.5  # of a sample: over N - 1
+    assert feature_std(features) == pytest.approx(theirs * (299 / 300) ** 0.5, rel=1e-5)
+
+
 def test_constant_and_one_dimensional_features_are_seen() -> None:
     constant = torch.ones(64, 32)
     assert feature_std(constant) == pytest.approx(0, abs=1e-5)

@@ -169,8 +169,8 @@ def test_data_is_named_by_its_folder(path, name):
 
 
 def test_an_encoder_of_others_is_pushed_with_its_licence(monkeypatch, tmp_path):
-    folder = tmp_path / "simsiam-resnet50-imagenet"
-    info = zoo.info("simsiam-resnet50-imagenet")
+    folder = tmp_path / "sela-resnet18-imagenet"
+    info = zoo.info("sela-resnet18-imagenet")
     config = make_config(info)
     state = expected(config)
     weights.write_folder(folder, config, {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items()})
@@ -179,16 +179,16 @@ def test_an_encoder_of_others_is_pushed_with_its_licence(monkeypatch, tmp_path):
 
     def push_folder(staged, repo_id, *, private, dry_run):
         pushed.update(card=(staged / "README.md").read_text(), repo_id=repo_id, private=private, dry_run=dry_run)
-        return hub.Push(repo_id, (), "https://hub.example/commit")
+        return hub.Push(repo_id, (hub.File("README.md", 1, "new"),), "https://hub.example/commit")
 
     monkeypatch.setattr(hub, "push_folder", push_folder)
-    words = ["publish", "--upstream", info.id, "org/simsiam", "--private"]
+    words = ["publish", "--upstream", info.id, "org/sela", "--private"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    assert (pushed["repo_id"], pushed["private"], pushed["dry_run"]) == ("org/simsiam", True, False)
-    assert "license: cc-by-nc-4.0" in pushed["card"]
-    assert "The weights are by github.com/facebookresearch/simsiam" in pushed["card"]
-    assert 'timm.create_model("hf-hub:org/simsiam"' in pushed["card"]
+    assert (pushed["repo_id"], pushed["private"], pushed["dry_run"]) == ("org/sela", True, False)
+    assert "license: mit" in pushed["card"]
+    assert "The weights are by Yuki M. Asano, github.com/yukimasano/self-label" in pushed["card"]
+    assert 'timm.create_model("hf-hub:org/sela"' in pushed["card"]
     ours = CliRunner().invoke(app, ["publish", "--upstream", ID, "org/x"])
     assert "was trained by this project" in ours.output
     assert CliRunner().invoke(app, ["publish", "run"]).exit_code == 2

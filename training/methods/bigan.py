@@ -108,7 +108,7 @@ class BiGAN(Method):
         """A pair as the discriminator sees it."""
         if not self.noise:
             return x, z
-        on_x, on_z = noise.split([3 * self.side**2, self.z_dim], dim=1)
+        on_x, on_z = noise.tensor_split([3 * self.side**2], dim=1)
         return x + on_x.view_as(x), z + on_z
 
     @torch.no_grad()
