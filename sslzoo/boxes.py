@@ -80,7 +80,7 @@ class BoxSet:
         return f"BoxSet({len(self):,} images, {self.num_boxes:,} boxes, {len(self.classes)} classes)"
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Of the images."""
         return self.images.names
 
@@ -118,7 +118,7 @@ class BoxSet:
     def example(self, i: int) -> tuple[Image.Image, Target]:
         """Image `i`, and what is to be learned from it: "boxes" and "labels", crowds left out."""
         image, boxes = self.images[i], self.boxes[i]
-        xyxy = tv_tensors.BoundingBoxes(  # type: ignore[call-arg]
+        xyxy = tv_tensors.BoundingBoxes(
             torch.from_numpy(boxes.xyxy[~boxes.crowd]), format="XYXY", canvas_size=(image.height, image.width)
         )
         return image, {"boxes": xyxy, "labels": torch.from_numpy(boxes.labels[~boxes.crowd])}

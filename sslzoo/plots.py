@@ -299,7 +299,7 @@ def boxes_picture(
             drawn.append((i, "true", *truth[i], None))
         drawn.append((i, "" if truth is None else "found", *boxes))
     rows = math.ceil(len(drawn) / columns)
-    shape = np.mean([image.height / image.width for image in images])
+    shape = float(np.mean([image.height / image.width for image in images]))
     figure = _figure(4.5 * columns, (4.4 * shape + 0.1 + 0.2 * (truth is not None)) * rows + 0.8)
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in cells:
@@ -321,7 +321,8 @@ def _on_image(label: int) -> str:
 
 def _draw_boxes(axes: Axes, xyxy: Array, labels: Array, scores: Array | None, classes: Sequence[str]) -> None:
     """Boxes over an image; the class is written at those that have a score, others are told by the legend."""
-    for i, ((left, top, right, bottom), label) in enumerate(zip(xyxy.tolist(), labels.tolist(), strict=True)):
+    for i in reversed(range(len(xyxy))):  # the best, which come first, lie on top
+        (left, top, right, bottom), label = xyxy[i].tolist(), int(labels[i])
         colour = _on_image(label)
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.3))
         if scores is not None:

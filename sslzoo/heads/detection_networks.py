@@ -74,7 +74,7 @@ class Pyramid(nn.Module):
         """Maps "0", "1", ..., fine to coarse, (B, width, h, w), of images (B, C, H, W)."""
         maps = self.encoder.feature_maps(images)
         named = OrderedDict((str(n), maps[i]) for n, i in enumerate(self.positions))
-        return self.fpn(named)  # type: ignore[no-any-return]
+        return self.fpn(named)
 
 
 class Trunk(nn.Module):

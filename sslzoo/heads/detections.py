@@ -65,7 +65,7 @@ class Detections:
     skipped: list[tuple[str, str]]
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Of the images: paths relative to the folder, or numbers."""
         return self.images.names
 
@@ -111,7 +111,8 @@ class Detections:
 
     def to_coco(self) -> str:
         """A file as COCO has it, with a score beside each box; annotation tools and `open_boxes` read it."""
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for i, (name, found) in enumerate(zip(self.names, self.found, strict=True), start=1):
             height, width = self.images.size(i - 1)
             images.append({"id": i, "file_name": name, "width": width, "height": height})

@@ -382,7 +382,7 @@ def detector(
     width: int | None = None,
     proposals: int = PROPOSALS,
     frozen_stages: int = 0,
-    frozen_norms: bool | None = None,
+    frozen_norms: bool = False,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Detector:
@@ -400,7 +400,8 @@ def detector(
             of the cost of a step on a CPU, where 128 will do.
         frozen_stages: So many of the encoder's feature maps, counted from the finest, do not learn: with a ResNet 1 is
             the stem, 2 the stem and layer1, as Detectron has it.
-        frozen_norms: Keep batch norms of the encoder as they are, statistics and all. None does so if it is pretrained.
+        frozen_norms: Keep batch norms of the encoder as they are, statistics and all: for batches of an image or two.
+            On BCCD, with batches of four, it was clearly better to let them learn.
         seed: Of the detector's own weights, which start at random.
         device: Where to put it.
 
@@ -425,11 +426,7 @@ def detector(
     found = encoder if isinstance(encoder, Encoder) else encoders.load(encoder)
     if not 0 <= frozen_stages <= len(found.channels):
         raise ValueError(f"frozen_stages must be 0 to {len(found.channels)} for {found.arch}, got {frozen_stages}.")
-    pretrained = found.config["sslzoo"].get("source") != "random"
-    settings = Settings(
-        head, image_size, width or pyramid_width(found), proposals, frozen_stages,
-        pretrained if frozen_norms is None else frozen_norms,
-    )  # fmt: skip
+    settings = Settings(head, image_size, width or pyramid_width(found), proposals, frozen_stages, frozen_norms)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Detector(found, k, settings, classes, encoder_id=name).to(device)
@@ -453,7 +450,7 @@ def build(
 def load(folder: Path, *, device: torch.device | str = "cpu") -> Detector:
     """Load a saved detector: see `sslzoo.load_model`."""
     config = weights.read_model_config(folder)
-    block, names = config["sslzoo"], config.get("label_names")
+    block, names = config["sslzoo"], config.get("label_names") or []
     try:
         settings = Settings(**block["settings"])
         config = {key: value for key, value in config.items() if key not in ("label_names", "model_type")}

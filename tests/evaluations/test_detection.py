@@ -62,7 +62,7 @@ def test_rows_and_pictures(cells: Path, tmp_path: Path, capsys: pytest.CaptureFi
         for metric in ("ap", "ap50", "ap75")
     ]
     assert all((row.data, row.n_train, row.n_test) == ("cells", 3, 2) and 0 <= row.value <= 1 for row in rows)
-    assert "image_size=64 steps=2 batch_size=2" in rows[0].settings
+    assert "image_size=64 proposals=128 steps=2 batch_size=2" in rows[0].settings
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [
         f"detection-{name}-faster-rcnn-cells-0.png"
         for name in ("byol-resnet18quarter-cifar10", "random-resnet18quarter@64")
