@@ -87,25 +87,35 @@ def encoder_snippets(config: Mapping[str, Any], place: Place) -> list[str]:
     return [code for code in snippets if code]
 
 
-def classifier_snippets(place: Place) -> list[str]:
+def classifier_snippets(config: Mapping[str, Any], place: Place) -> list[str]:
     """Code that loads a fine-tuned classifier and classifies photo.jpg, a library at a time.
 
     Args:
+        config: Its config.json.
         place: Where it is.
     """
+    encoder = {**config, "sslzoo": config["sslzoo"]["encoder"]}
+    ours = f'import sslzoo\n\nmodel = sslzoo.load_model({place.name})\nprint(model.predict("photo.jpg"))'
+    if sees_top_half(encoder):  # only sslzoo knows the network
+        return [ours]
+    change, imports = _adaptation(encoder)
     snippets = [
-        f"import sslzoo\n\nmodel = sslzoo.load_model({place.name})\n"
-        'print(model.predict("photo.jpg"))\n'
-        'image = sslzoo.read_image("photo.jpg")  # for the libraries below',
+        f'{ours}\nimage = sslzoo.read_image("photo.jpg")  # for the libraries below',
+        _LIGHTNESS if sees_lightness(encoder) else None,
         place.folder,
-        f"{_timm_model(place)}logits = model(transform(image)[None])  # (1, number of classes)\n"
+        f"{_timm_model(place, change, imports)}logits = model(transform(image)[None])  # (1, number of classes)\n"
         'label = model.pretrained_cfg["label_names"][int(logits.argmax())]',
-        "from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline\n\n"
+    ]
+    if change:  # transformers builds such a network otherwise, and would give other answers
+        return [code for code in snippets if code]
+    answers = f'\nanswers = pipeline("image-classification", model={place.transformers})("photo.jpg")'
+    pipeline = "" if sees_lightness(encoder) else ", pipeline"  # which takes colours only
+    snippets += [
+        f"from transformers import AutoImageProcessor, AutoModelForImageClassification{pipeline}\n\n"
         f"processor = AutoImageProcessor.from_pretrained({place.transformers})\n"
         f"model = AutoModelForImageClassification.from_pretrained({place.transformers})\n"
         "logits = model(**processor(image)).logits\n"
-        "label = model.config.id2label[int(logits.argmax())]\n"
-        f'answers = pipeline("image-classification", model={place.transformers})("photo.jpg")',
+        f"label = model.config.id2label[int(logits.argmax())]{answers if pipeline else ''}",
     ]
     return [code for code in snippets if code]
 
@@ -173,11 +183,17 @@ def _timm_model(place: Place, change: str = "", imports: str = "") -> str:
     )
 
 
+def _adaptation(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Code that mends timm's network where its authors built it otherwise, and the import it needs; or nothing."""
+    arguments = ", ".join(f"{key}={_python(value)}" for key, value in settings(config).items())
+    if not arguments:
+        return "", ""
+    return f"adapt(model, {arguments})  # as its authors built it\n", "\nfrom sslzoo.resnets import adapt\n"
+
+
 def _timm(config: Mapping[str, Any], place: Place) -> str:
     call, mean = ("model.forward_features", ".mean((2, 3))") if _is_vgg(config) else ("model", "")
-    arguments = ", ".join(f"{key}={_python(value)}" for key, value in settings(config).items())
-    change = f"adapt(model, {arguments})  # as its authors built it\n" if arguments else ""
-    imports = "\nfrom sslzoo.resnets import adapt\n" if arguments else ""
+    change, imports = _adaptation(config)
     return f"{_timm_model(place, change, imports)}features = {call}(transform(image)[None]){mean}  # {_width(config)}"
 
 

@@ -378,7 +378,7 @@ def card(config: Mapping[str, Any], place: snippets.Place) -> TaskCard:
     return TaskCard(
         what=f"Image classifier: {len(config['label_names'])} classes, images of {size[1]}×{size[2]} pixels. "
         "A linear layer on",
-        snippets=snippets.classifier_snippets(place),
+        snippets=snippets.classifier_snippets(config, place),
         limit="It names one of its classes for every image, also for images of none of them.",
         pipeline_tag="image-classification",
         library="timm",  # see card.py

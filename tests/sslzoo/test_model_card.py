@@ -108,3 +108,33 @@ def test_its_code_runs_and_gives_the_models_answer(model, folder, config, kind, 
     assert best["label"] == model.classes[int(expected.argmax())]
     assert best["score"] == pytest.approx(float(expected.softmax(1).max()), abs=1e-5)
     assert best["label"] in capsys.readouterr().out
+
+
+def of_others():
+    """An encoder that pads as BYOL's authors do, which other libraries do not know of."""
+    config = sslzoo.create("resnet18", seed=0, image_size=64).config
+    config["sslzoo"]["padding"] = "same"
+    network = sslzoo.create("resnet18", seed=0, image_size=64).model
+    return sslzoo.Encoder(network, config)
+
+
+@pytest.mark.parametrize("kind", ["lightness", "of others"])
+def test_code_for_unusual_encoders_gives_the_models_answer_too(kind, tmp_path, monkeypatch):
+    lightness = kind == "lightness"
+    encoder = sslzoo.create("resnet18quarter", seed=0, image_size=64, lightness=True) if lightness else of_others()
+    model = sslzoo.classifier(encoder, classes=["cat", "dog"])
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(tmp_path)
+    Image.fromarray(load_sample_images().images[0]).resize((96, 72)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    found, scope = [], {}
+    with torch.no_grad():
+        expected = model(model.transform(sslzoo.read_image("photo.jpg"))[None])["logits"]
+        card = render_model_card("unusual", weights.read_model_config(tmp_path))
+        for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+            scope.pop("logits", None)
+            exec(code, scope)
+            found += [scope["logits"]] if "logits" in scope else []
+    assert len(found) == (2 if lightness else 1)  # timm, and transformers where it builds the same network
+    for logits in found:
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
