@@ -2,11 +2,11 @@
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # Encoder.embed ends up here
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Positions = np.ndarray[Any, np.dtype[np.int64]]
+Job = TypeVar("Job")
+Done = TypeVar("Done")
 _AHEAD = 2  # batches that are read before they are needed
 _CPU_PIXELS = 16 * 224**2  # at once through the network; a ResNet-18 then takes 7 % less time than for 32 images
 
@@ -108,23 +110,10 @@ class _Reader:
 
     def batches(self, runs: Iterable[list[int]], threads: int) -> Generator[_Read]:
         """Read batches, in their order. Threads are a few batches ahead; without any, this one reads."""
-        if threads == 0:
-            for run in runs:
-                pixels = np.empty((len(run), *self.shape), dtype=np.uint8)
-                yield _sorted(run, pixels, [self.read(i, slot) for i, slot in zip(run, pixels, strict=True)])
-            return
-        waiting: deque[tuple[list[int], _Pixels, list[Future[str | None]]]] = deque()
-        pool = ThreadPoolExecutor(threads, "sslzoo-reader")
-        try:
-            for run in runs:
-                pixels = np.empty((len(run), *self.shape), dtype=np.uint8)
-                waiting.append((run, pixels, [pool.submit(self.read, *pair) for pair in zip(run, pixels, strict=True)]))
-                if len(waiting) > _AHEAD:
-                    yield _finished(*waiting.popleft())
-            while waiting:
-                yield _finished(*waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+        buffers = ((run, np.empty((len(run), *self.shape), dtype=np.uint8)) for run in runs)
+        with closing(ahead(buffers, lambda job: zip(*job, strict=True), self.read, threads)) as done:
+            for (run, pixels), reasons in done:
+                yield _sorted(run, pixels, reasons)
 
     def read(self, i: int, slot: _Pixels) -> str | None:
         """Read and crop image `i` into (H, W, C) bytes. Returns the reason if it cannot be read."""
@@ -150,8 +139,37 @@ class _Reader:
         return inputs.to(like.dtype)
 
 
-def _finished(run: list[int], pixels: _Pixels, reading: list[Future[str | None]]) -> _Read:
-    return _sorted(run, pixels, [future.result() for future in reading])
+def ahead(
+    jobs: Iterable[Job], pieces: Callable[[Job], Iterable[tuple[Any, ...]]], work: Callable[..., Done], threads: int
+) -> Generator[tuple[Job, list[Done]]]:
+    """Do jobs in their order, each cut into pieces for some threads, a few jobs before their results are asked for.
+
+    Args:
+        jobs: Taken from the iterable when their turn comes.
+        pieces: Job -> the arguments of `work` for each of its pieces.
+        work: Does a piece.
+        threads: Without any this one works, when it is asked for a result.
+
+    Yields:
+        A job, and what `work` returned for its pieces.
+    """
+    if threads == 0:
+        for job in jobs:
+            yield job, [work(*piece) for piece in pieces(job)]
+        return
+    waiting: deque[tuple[Job, list[Future[Done]]]] = deque()
+    pool = ThreadPoolExecutor(threads, "sslzoo-reader")
+    try:
+        for job in jobs:
+            waiting.append((job, [pool.submit(work, *piece) for piece in pieces(job)]))
+            if len(waiting) > _AHEAD:
+                done, futures = waiting.popleft()
+                yield done, [future.result() for future in futures]
+        while waiting:
+            done, futures = waiting.popleft()
+            yield done, [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _sorted(run: list[int], pixels: _Pixels, reasons: list[str | None]) -> _Read:

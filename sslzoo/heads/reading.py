@@ -1,15 +1,13 @@
 """Reading images ahead of a network that takes them in batches."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeVar
 
 from sslzoo.data import ImageSet, UnreadableImageError
-from sslzoo.encoding import cut, reading_threads
+from sslzoo.encoding import ahead, cut, reading_threads
 
 View = TypeVar("View")
-_AHEAD = 2  # batches
 
 
 def read_batches(
@@ -35,21 +33,9 @@ def read_batches(
 
     runs = cut(range(len(images)), batch_size)
     threads = reading_threads() if num_workers is None else num_workers
-    if threads == 0:
-        yield from (_sorted(images, run, [read(i) for i in run]) for run in runs)
-        return
-    waiting: deque[tuple[list[int], list[Future[View | UnreadableImageError]]]] = deque()
-    pool = ThreadPoolExecutor(threads, "sslzoo-reader")
-    try:
-        for run in runs:
-            waiting.append((run, [pool.submit(read, i) for i in run]))
-            if len(waiting) > _AHEAD:
-                first, reading = waiting.popleft()
-                yield _sorted(images, first, [future.result() for future in reading])
-        for run, reading in waiting:
-            yield _sorted(images, run, [future.result() for future in reading])
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with closing(ahead(runs, lambda run: ((i,) for i in run), read, threads)) as batches:
+        for run, views in batches:
+            yield _sorted(images, run, views)
 
 
 def _sorted(
