@@ -4,7 +4,6 @@ python -m sslzoo_evaluations cards
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,11 +30,7 @@ def main(argv: list[str]) -> int:
     argparse.ArgumentParser(
         prog="python -m sslzoo_evaluations cards", description=(__doc__ or "").partition("\n")[0]
     ).parse_args(argv)
-    try:
-        stale = stale_files(CHECKOUT)
-    except (CardsError, weights.WeightsError, zoo.ZooTableError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    stale = stale_files(CHECKOUT)
     for path, text in stale.items():
         if text is None:
             path.unlink()

@@ -8,6 +8,7 @@ import sslzoo
 from sslzoo import weights, zoo
 from sslzoo.zoo import TABLE
 from sslzoo_evaluations import cards
+from sslzoo_evaluations.__main__ import main
 from sslzoo_evaluations.cards import CardsError, stale_files
 from sslzoo_evaluations.results import Result, append
 
@@ -49,7 +50,7 @@ def root(tmp_path, zoo_toml):
 @pytest.fixture
 def write(root, monkeypatch):
     monkeypatch.setattr(cards, "CHECKOUT", root)
-    return lambda: cards.main([])
+    return lambda: main(["cards"])
 
 
 def test_writing_makes_everything_fresh(root, write, capsys):

@@ -12,10 +12,12 @@ import sslzoo
 from sslzoo.heads.segmentations import PackedMasks, Segmentations
 from sslzoo.joint import IGNORE
 from sslzoo_evaluations import segmentation
+from sslzoo_evaluations.__main__ import main
 from sslzoo_evaluations.results import Result, read
 from sslzoo_evaluations.segmentation import overlap, table
 from sslzoo_evaluations.speed import segment
 from sslzoo_evaluations.subjects import EvaluationError
+from sslzoo_evaluations.transfer import Job
 
 ROW = Result("m", "segmentation-fcn", "camvid", "miou", 0.5, 0, 9, 5, "ab", "steps=5", "1a2b3c4", "2026-01-31")
 NETWORK = "random:resnet18quarter@32"
@@ -75,7 +77,7 @@ def test_scratch_has_weights_of_its_seed(folder: Path, run: Path, tmp_path: Path
     options = segmentation._parse(words(run, folder, tmp_path))
     train = sslzoo.open_masks(folder / "train")
     bench = segmentation.Bench(str(run), "digits", train, train, options)
-    scratch = bench.subject(segmentation.Job("fcn", "scratch", 3))
+    scratch = bench.trial(Job("fcn", "scratch", 3)).subject
     expected = sslzoo.create("resnet18quarter", seed=3, image_size=32)
     assert torch.equal(scratch.encode.model.conv1[0].weight, expected.model.conv1[0].weight)  # type: ignore[index,union-attr]
     assert scratch.name == NETWORK
@@ -113,7 +115,7 @@ def test_camvids_classes_are_known_and_its_void_is_ignored(scenes: Callable[...,
 
 def test_what_cannot_be_fine_tuned(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for model, message in (("pixels", "no weights to fine-tune"), ("nonsense", "Unknown model 'nonsense'")):
-        assert segmentation.main([model, *words(tmp_path, folder, tmp_path)[1:]]) == 1
+        assert main(["segmentation", model, *words(tmp_path, folder, tmp_path)[1:]]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "r.csv").exists()
 
