@@ -133,7 +133,7 @@ def test_the_table_has_mean_and_standard_deviation() -> None:
 
 
 def test_the_benchmark_trains_both(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    costs = iter([9.0, 9.0, 1.0, 1.05, 1.0, 1.3, 1.0, 1.08])
+    costs = iter([9000.0, 9000.0, 1000.0, 1050.0, 1000.0, 1300.0, 1000.0, 1080.0])
     small = torch.nn.Conv2d(1, 1, 1)
     monkeypatch.setattr(
         segment, "contenders", lambda *a: {segment.THEIRS: (small, small), segment.OURS: (small, small)}
@@ -142,7 +142,7 @@ def test_the_benchmark_trains_both(capsys: pytest.CaptureFixture[str], monkeypat
     assert segment.main(["--image-size", "64", "--repeats", "3", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "1080.0 (1050.0–1300.0)" in out
-    assert "goal: at most 1.1 x torchvision's: met" in out
+    assert "goal: at most 1.1 x torchvision deeplabv3_resnet50: met" in out
 
 
 def test_both_have_the_same_loss_with_the_same_weights() -> None:
