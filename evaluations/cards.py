@@ -13,7 +13,7 @@ from sslzoo import weights, zoo
 from sslzoo.card import render_card, results_table
 from sslzoo.conversion import make_config
 
-from . import low_shot
+from . import detection, low_shot, segmentation
 from .results import PACKAGED, PIXELS, SEES_LIGHTNESS, TOP_PIXELS, Result, latest, read
 
 CHECKOUT = Path(__file__).parents[1]
@@ -70,7 +70,9 @@ def _rendered(root: Path) -> dict[Path, str]:
     readme = root / "README.md"
     text = _with_table(readme.read_text(encoding="utf-8"), "results", results_table([asdict(row) for row in frozen]))
     networks = {info.id: f"random:{info.arch}@{info.input_size[1]}" for info in models}
-    texts[readme] = _with_table(text, "low-shot", low_shot.table(rows, networks))
+    text = _with_table(text, "low-shot", low_shot.table(rows, networks))
+    text = _with_table(text, "segmentation", segmentation.table(rows))
+    texts[readme] = _with_table(text, "detection", detection.table(rows))
     return texts
 
 

@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from sslzoo.boxes import BoxSet, open_boxes
+from sslzoo.card import data_title
 from sslzoo.encoder import Encoder
 from sslzoo.finetuning import finetune
 from sslzoo.heads.average_precision import AveragePrecision, packed
@@ -165,17 +166,24 @@ def picture(model: Detector, test: BoxSet, path: Path, title: str) -> None:
 
 
 def table(rows: Sequence[Result]) -> str:
-    """Markdown: mean ± standard deviation over seeds, by model and head, of each metric."""
+    """Markdown, a table for each data set: average precisions of each head and start; mean ± sd over seeds.
+
+    Args:
+        rows: Of results.csv, none replaced by a later one.
+    """
     own = [row for row in rows if row.protocol.startswith(PREFIX)]
-    lines = [
-        f"| detection, test | head | {' | '.join(name.upper() for name in METRICS)} |",
-        "| --- | --- |" + " ---: |" * 3,
-    ]
-    for model, protocol, data in dict.fromkeys((row.model, row.protocol, row.data) for row in own):
-        values = {
-            metric: [r.value for r in own if (r.model, r.protocol, r.data, r.metric) == (model, protocol, data, metric)]
-            for metric in METRICS
-        }
-        cells = " | ".join(cell(values[metric]) for metric in METRICS)
-        lines.append(f"| `{model}` on {data} | {protocol.removeprefix(PREFIX)} | {cells} |")
+    return "\n\n".join(
+        _table(data, [row for row in own if row.data == data]) for data in dict.fromkeys(row.data for row in own)
+    )
+
+
+def _table(data: str, rows: Sequence[Result]) -> str:
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        figures = found.setdefault((row.protocol.removeprefix(PREFIX), row.model), {})
+        figures.setdefault(row.metric, []).append(row.value)
+    header = " | ".join(metric.upper() for metric in METRICS)
+    lines = [f"| {data_title(data)}, test | from | {header} |", "| --- | --- |" + " ---: |" * len(METRICS)]
+    for (head, model), figures in found.items():
+        lines.append(f"| {head} | `{model}` | {' | '.join(cell(figures.get(metric, [])) for metric in METRICS)} |")
     return "\n".join(lines)

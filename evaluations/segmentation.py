@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from sslzoo import plots
+from sslzoo.card import data_title
 from sslzoo.class_table import ClassTable, palette
 from sslzoo.encoder import Encoder
 from sslzoo.finetuning import finetune
@@ -106,8 +107,7 @@ def main(argv: list[str]) -> int:
     bench = Bench(options.model, name, train, test, options)
     for result in measure(bench, transfer.jobs(options), options.results):
         print(transfer.show(result), flush=True)
-    rows = results.latest(results.read(options.results))
-    print(table([row for row in rows if row.data == name and is_segmentation(row)]))
+    print(table([row for row in results.latest(results.read(options.results)) if row.data == name]))
     return 0
 
 
@@ -206,23 +206,24 @@ def picture(said: Segmentations, truth: MaskSet, path: Path, job: Job, title: st
     plots.overlay_sheet(cells, said.classes, said.colours, file, title, captions=captions)
 
 
-def is_segmentation(row: Result) -> bool:
-    """Whether a row of results.csv is from here."""
-    return row.protocol.startswith(PREFIX)
-
-
 def table(rows: Sequence[Result]) -> str:
-    """Markdown: mean IoU of each head, a column for each start; mean ± standard deviation over seeds.
+    """Markdown, a table for each data set: mean IoU of each head, a column for each start; mean ± sd over seeds.
 
     Args:
-        rows: Of results.csv, none replaced by a later one, of one data set.
+        rows: Of results.csv, none replaced by a later one.
     """
+    own = [row for row in rows if row.protocol.startswith(PREFIX) and row.metric == "miou"]
+    return "\n\n".join(
+        _table(data, [row for row in own if row.data == data]) for data in dict.fromkeys(row.data for row in own)
+    )
+
+
+def _table(data: str, rows: Sequence[Result]) -> str:
     found: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        if row.metric == "miou":
-            found.setdefault((row.protocol.removeprefix(PREFIX), row.model), []).append(row.value)
-    models = list(dict.fromkeys(model for _, model in found))
-    heads = list(dict.fromkeys(head for head, _ in found))
-    lines = [f"| mean IoU | {' | '.join(f'`{model}`' for model in models)} |", f"| --- |{' ---: |' * len(models)}"]
+        found.setdefault((row.protocol.removeprefix(PREFIX), row.model), []).append(row.value)
+    heads, models = (list(dict.fromkeys(column)) for column in zip(*found, strict=True))
+    header = " | ".join(f"`{model}`" for model in models)
+    lines = [f"| mean IoU on {data_title(data)}, test | {header} |", f"| --- |{' ---: |' * len(models)}"]
     lines += [f"| {head} | {' | '.join(cell(found.get((head, model), [])) for model in models)} |" for head in heads]
     return "\n".join(lines)

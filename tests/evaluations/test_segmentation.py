@@ -124,8 +124,9 @@ def test_the_table_has_mean_and_standard_deviation() -> None:
     rows = [replace(ROW, seed=seed, value=value) for seed, value in enumerate((0.5, 0.6, 0.7))]
     rows += [replace(ROW, model=NETWORK, value=0.2), replace(ROW, protocol="segmentation-unet")]
     rows += [replace(ROW, metric="pixel_accuracy", value=0.9)]
+    rows += [replace(ROW, protocol="linear", metric="top1")]
     assert table(rows).splitlines() == [
-        f"| mean IoU | `m` | `{NETWORK}` |",
+        f"| mean IoU on CamVid, test | `m` | `{NETWORK}` |",
         "| --- | ---: | ---: |",
         "| fcn | 60.0 % ± 10.0 | 20.0 % |",
         "| unet | 50.0 % | – |",
