@@ -16,7 +16,12 @@ from typing import Any, overload
 TABLE = Path(__file__).with_name("zoo.toml")
 
 
-_KINDS: Mapping[type, str] = {str: "text", int: "an integer", float: "a number such as 0.5"}
+_KINDS: Mapping[type, str] = {
+    str: "text",
+    int: "an integer",
+    float: "a number such as 0.5",
+    bool: "true or false",
+}
 
 
 class UnknownModelError(ValueError):
@@ -50,7 +55,8 @@ class Upstream:
 
     Attributes:
         authors: Who published the weights, and where their licence is stated.
-        accuracy: Top-1 accuracy of a linear probe on ImageNet in percent, as published; never measured here.
+        accuracy: Top-1 accuracy of a linear probe on ImageNet in percent, as published; never measured here. 0.0 if none
+            is published.
         accuracy_source: Where that is published.
         mean: By channel, of pixels in [0, 1].
         std: By channel, of pixels in [0, 1].
@@ -59,6 +65,7 @@ class Upstream:
         files: The same weights in one or more files, in the order in which to try them.
         padding: See `sslzoo.resnets.adapt`; "" is timm's own.
         last_stride: See `sslzoo.resnets.adapt`.
+        sobel: See `sslzoo.resnets.adapt`.
         note: One sentence for the card on what a user should know, or "".
     """
 
@@ -72,6 +79,7 @@ class Upstream:
     files: tuple[UpstreamFile, ...]
     padding: str = ""
     last_stride: int = 2
+    sobel: bool = False
     note: str = ""
 
 
@@ -122,14 +130,14 @@ class ModelInfo:
 
     @property
     def published(self) -> str:
-        """Accuracy that its authors state, as tables show it; "" for models of this project, which cards have."""
-        return f"{self.upstream.accuracy:.1f} %" if self.upstream else ""
+        """Accuracy that its authors state, as tables show it; "" if none, and for models of this project: see cards."""
+        return f"{self.upstream.accuracy:.1f} %" if self.upstream and self.upstream.accuracy else ""
 
     def __str__(self) -> str:
         facts = asdict(self)
         facts |= facts.pop("upstream") or {}
         files = facts.pop("files", ())
-        facts |= {"accuracy": f"{self.published} (published)"} if self.upstream else {}
+        facts |= {"accuracy": f"{self.published} (published)"} if self.published else {}
         facts = {name: value for name, value in facts.items() if value not in ("", 0)}
         facts |= {f"file {n}": f"{file['url']} ({file['bytes'] / 1e6:.0f} MB)" for n, file in enumerate(files, start=1)}
         width = max(map(len, facts))
