@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame, create_conv2d, create_pool2d
+from timm.layers import BatchNormAct2d, create_conv2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, max_pool2d, pad
 
 SAME = "same"
 SOBEL = (((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0)), ((1.0, 2.0, 1.0), (0.0, 0.0, 0.0), (-1.0, -2.0, -1.0)))
@@ -64,16 +64,35 @@ def adapt(network: nn.Module, *, padding: str | None = None, last_stride: int = 
             net.feature_info[-1]["reduction"] = net.feature_info[-2]["reduction"]
     if padding == SAME:
         net.conv1 = _same(net.conv1)
-        net.maxpool = create_pool2d("max", 3, 2, padding=SAME)
+        net.maxpool = _SamePool()
         for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
             stage[0].conv1, stage[0].conv2 = _same(stage[0].conv1), _same(stage[0].conv2)
+
+
+def _pad(images: Tensor, kernel: int, value: float = 0.0) -> Tensor:
+    """Pad for a kernel of odd size and stride 2 as TensorFlow's SAME.
+
+    timm's layers do the same for any stride, with arithmetic that torch.export takes minutes to simplify.
+    """
+    top, left = (kernel // 2 - 1 + size % 2 for size in images.shape[-2:])
+    return pad(images, (left, kernel // 2, top, kernel // 2), value=value)
+
+
+class _SameConv(nn.Conv2d):
+    def forward(self, images: Tensor) -> Tensor:
+        return conv2d(_pad(images, self.kernel_size[0]), self.weight, stride=2)
+
+
+class _SamePool(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return max_pool2d(_pad(images, 3, value=float("-inf")), 3, stride=2)
 
 
 def _same(conv: nn.Conv2d) -> nn.Conv2d:
     if conv.stride == (1, 1) or conv.kernel_size == (1, 1):
         return conv  # pads alike
     with torch.device("meta"):
-        same = Conv2dSame(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, bias=False)
+        same = _SameConv(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, bias=False)
     same.weight = conv.weight
     return same.train(conv.training)
 
