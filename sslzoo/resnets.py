@@ -19,7 +19,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import Bottleneck, ResNet
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, max_pool2d, pad
+from torch.nn.functional import conv2d, max_pool2d
 
 SAME = "same"
 SOBEL = (((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0)), ((1.0, 2.0, 1.0), (0.0, 0.0, 0.0), (-1.0, -2.0, -1.0)))
@@ -69,23 +69,24 @@ def adapt(network: nn.Module, *, padding: str | None = None, last_stride: int = 
             stage[0].conv1, stage[0].conv2 = _same(stage[0].conv1), _same(stage[0].conv2)
 
 
-def _pad(images: Tensor, kernel: int, value: float = 0.0) -> Tensor:
-    """Pad for a kernel of odd size and stride 2 as TensorFlow's SAME.
+def _mirrored(x: Tensor) -> Tensor:
+    """Rows and columns from the last to the first.
 
-    timm's layers do the same for any stride, with arithmetic that torch.export takes minutes to simplify.
+    At stride 2 SAME aligns its windows with the end of an image, be its size even or odd: it is ordinary padding, of a
+    mirrored image. timm's layers pad by the image's size instead, which torch.export takes many minutes to make sense of.
     """
-    top, left = (kernel // 2 - 1 + size % 2 for size in images.shape[-2:])
-    return pad(images, (left, kernel // 2, top, kernel // 2), value=value)
+    return x.flip((-2, -1))
 
 
 class _SameConv(nn.Conv2d):
     def forward(self, images: Tensor) -> Tensor:
-        return conv2d(_pad(images, self.kernel_size[0]), self.weight, stride=2)
+        padding = self.kernel_size[0] // 2
+        return _mirrored(conv2d(_mirrored(images), _mirrored(self.weight), stride=2, padding=padding))
 
 
 class _SamePool(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
-        return max_pool2d(_pad(images, 3, value=float("-inf")), 3, stride=2)
+        return _mirrored(max_pool2d(_mirrored(images), 3, stride=2, padding=1))
 
 
 def _same(conv: nn.Conv2d) -> nn.Conv2d:

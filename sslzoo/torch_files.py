@@ -261,7 +261,9 @@ def _inflate(file: BinaryIO, size: int, name: str, into: Any) -> int:
             raise TorchFileError(f"member {name!r} says that it has {member.file_size:,} bytes, the archive has {size:,}.")
         with archive.open(member) as content:
             shutil.copyfileobj(content, into, 1 << 20)  # no more than it says that it has
-        return int(into.tell())
+        if into.tell() != member.file_size:
+            raise TorchFileError(f"member {name!r} has {into.tell():,} bytes, not {member.file_size:,} as it says.")
+        return member.file_size
 
 
 def _storage(file: _TorchFile, pid: Any) -> Storage:
