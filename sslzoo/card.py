@@ -244,7 +244,7 @@ def _published(config: Row) -> str:
     """The authors' own figure, which is no measurement of this project: it stays out of tables and metadata."""
     published = config["sslzoo"]["upstream"]["published"]
     if published is None:
-        return "Its authors state no accuracy of a linear probe on ImageNet."
+        return "No accuracy of a linear probe on ImageNet is known of it."
     return (
         f"Its authors state {published['linear_top1_percent']} % top-1 on {data_title(published['data'])} for a linear "
         f"probe ({published['source']}). That is their figure, of their protocol: it was not measured here, and should "
