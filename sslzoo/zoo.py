@@ -13,6 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, overload
 
+from sslzoo.measured import linear_accuracy
+
 TABLE = Path(__file__).with_name("zoo.toml")
 
 
@@ -130,26 +132,37 @@ class ModelInfo:
 
     @property
     def published(self) -> str:
-        """Accuracy that its authors state, as tables show it; "" if none, and for models of this project: see cards."""
+        """Accuracy on ImageNet that its authors state, as tables show it; "" if none, and for models of this project."""
         return f"{self.upstream.accuracy:.1f} %" if self.upstream and self.upstream.accuracy else ""
+
+    @property
+    def measured(self) -> str:
+        """Accuracy of a linear probe on its own data set that this project has measured; "" if it has not."""
+        accuracy = linear_accuracy(self.id, self.data, self.sha256)
+        return "" if accuracy is None else f"{accuracy:.1%}".replace("%", " %")
 
     def __str__(self) -> str:
         facts = asdict(self)
         facts |= facts.pop("upstream") or {}
         files = facts.pop("files", ())
         facts |= {"accuracy": f"{self.published} (published)"} if self.published else {}
+        facts |= {"measured": f"{self.measured} (linear probe on {self.data}, here)"} if self.measured else {}
         facts = {name: value for name, value in facts.items() if value not in ("", 0)}
         facts |= {f"file {n}": f"{file['url']} ({file['bytes'] / 1e6:.0f} MB)" for n, file in enumerate(files, start=1)}
         width = max(map(len, facts))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
 
 
-_COLUMNS = ("id", "method", "arch", "data", "features", "params", "size", "licence", "published")
-_NUMBERS = ("features", "params", "size", "published")  # aligned to the right
+_COLUMNS = ("id", "method", "arch", "data", "features", "params", "size", "licence", "published", "measured")
+_NUMBERS = ("features", "params", "size", "published", "measured")  # aligned to the right
 
 
 class ModelTable(Sequence[ModelInfo]):
-    """Rows of the zoo: a sequence of `ModelInfo` that prints as a table, in a terminal and in a notebook."""
+    """Rows of the zoo: a sequence of `ModelInfo` that prints as a table, in a terminal and in a notebook.
+
+    "published" is what others state of a linear probe on ImageNet, "measured" what this project has measured on the
+    data of its row: figures of two kinds, not to be compared.
+    """
 
     def __init__(self, rows: Sequence[ModelInfo]) -> None:
         self._rows = tuple(rows)
@@ -209,6 +222,7 @@ def _cells(model: ModelInfo) -> tuple[str, ...]:
         f"{model.bytes / 1e6:.1f} MB",
         model.licence,
         model.published,
+        model.measured,
     )
 
 
