@@ -354,12 +354,13 @@ def _limits_elsewhere(config: Row) -> list[str]:
     if block.get("sobel"):
         limits.append(
             "It sees the edges of an image: two Sobel filters of its grey values, which its authors have inside of the "
-            "network. sslzoo has them there too, and takes colour images. Other libraries read the same folder but build "
-            "a network of two channels, which refuses colour images. `sslzoo.resnets.adapt` mends their network."
+            "network. sslzoo has them there too, and takes colour images. Other libraries read the same folder but "
+            "build a network of two channels, which refuses colour images. `sslzoo.resnets.adapt` mends their network."
         )
     if own := OWN.get(config["architecture"]):
         limits.append(
-            f"Other libraries have no such network; timm knows it where `sslzoo.resnets` is imported. It is timm's {own}."
+            "Other libraries have no such network; timm knows it where `sslzoo.resnets` is imported. "
+            f"It is timm's {own}."
         )
     limits.append(
         "The conversion is tested on files of the published structure with random weights, not on its authors' own."

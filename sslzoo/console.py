@@ -11,7 +11,7 @@ PACKAGES = ("sslzoo", "sslzoo_training", "sslzoo_evaluations")
 
 
 def new_app(**settings: Any) -> typer.Typer:
-    """Make an empty typer app. A user's error ends it with one line on stderr and exit code 1; a warning is one line."""
+    """Make an empty typer app. A user's error ends it with one line on stderr and exit code 1; a warning is a line."""
     return typer.Typer(
         cls=_Commands,
         add_completion=False,

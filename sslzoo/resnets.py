@@ -1,7 +1,8 @@
-"""Networks that timm does not have, in timm's key names: authors began, padded, strode, widened or ended them otherwise.
+"""Networks that timm does not have, in its key names: authors began, padded, strode, widened or ended them otherwise.
 
-A config says so in its block "sslzoo": `"padding": "same"`, `"last_stride": 1`, `"sobel": true`. The weights do not show
-it, and other libraries do not read it: there the features are others. `adapt` mends a network of timm or torchvision:
+A config says so in its block "sslzoo": `"padding": "same"`, `"last_stride": 1`, `"sobel": true`. The weights do not
+show it, and other libraries do not read it: there the features are others. `adapt` mends a network of timm or
+torchvision:
 
     model = timm.create_model("local-dir:byol", pretrained=True)
     adapt(model, padding="same")
@@ -73,7 +74,8 @@ def _mirrored(x: Tensor) -> Tensor:
     """Rows and columns from the last to the first.
 
     At stride 2 SAME aligns its windows with the end of an image, be its size even or odd: it is ordinary padding, of a
-    mirrored image. timm's layers pad by the image's size instead, which torch.export takes many minutes to make sense of.
+    mirrored image. timm's layers pad by the image's size instead, of which torch.export takes many minutes to make
+    sense.
     """
     return x.flip((-2, -1))
 
@@ -101,7 +103,8 @@ def _same(conv: nn.Conv2d) -> nn.Conv2d:
 class SobelConv(nn.Conv2d):
     """A convolution of the edges of normalised colour images, as DeepCluster's authors have it. (B, 3, H, W) in.
 
-    The mean of the three channels is filtered by two Sobel kernels, which nothing trains: horizontal and vertical edges.
+    The mean of the three channels is filtered by two Sobel kernels, which nothing trains: for edges from left to right
+    and from top to bottom.
     """
 
     kernels: Tensor

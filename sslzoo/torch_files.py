@@ -258,7 +258,9 @@ def _inflate(file: BinaryIO, size: int, name: str, into: Any) -> int:
         if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise TorchFileError(f"member {name!r} is encrypted, or compressed otherwise than archives of weights are.")
         if member.file_size > MOST_INFLATED * size:
-            raise TorchFileError(f"member {name!r} says that it has {member.file_size:,} bytes, the archive has {size:,}.")
+            raise TorchFileError(
+                f"member {name!r} says that it has {member.file_size:,} bytes, the archive has {size:,}."
+            )
         with archive.open(member) as content:
             shutil.copyfileobj(content, into, 1 << 20)  # no more than it says that it has
         if into.tell() != member.file_size:

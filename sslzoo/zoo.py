@@ -57,8 +57,8 @@ class Upstream:
 
     Attributes:
         authors: Who published the weights, and where their licence is stated.
-        accuracy: Top-1 accuracy of a linear probe on ImageNet in percent, as published; never measured here. 0.0 if none
-            is published.
+        accuracy: Top-1 accuracy of a linear probe on ImageNet in percent, as published; never measured here. 0.0 if
+            none is known.
         accuracy_source: Where that is published.
         mean: By channel, of pixels in [0, 1].
         std: By channel, of pixels in [0, 1].
@@ -132,7 +132,7 @@ class ModelInfo:
 
     @property
     def published(self) -> str:
-        """Accuracy on ImageNet that its authors state, as tables show it; "" if none, and for models of this project."""
+        """Accuracy on ImageNet that its authors state, as tables show it; "" if none is known."""
         return f"{self.upstream.accuracy:.1f} %" if self.upstream and self.upstream.accuracy else ""
 
     @property
