@@ -36,9 +36,9 @@ class _Commands(TyperGroup):
             warnings.formatwarning = before
 
 
-def _one_line(text: Warning | str, *_: Any) -> str:
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
     """A warning without a line of code, which says nothing to who calls a command."""
-    return f"warning: {text}\n"
+    return f"warning: {message}\n"
 
 
 def is_users(error: Exception) -> bool:

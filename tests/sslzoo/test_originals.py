@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import threading
 import warnings
 from collections.abc import Callable
@@ -296,6 +297,20 @@ def test_a_file_in_hand_needs_no_download(simsiam: nn.Module, web: FileServer, t
     missing = CliRunner().invoke(app, ["fetch", f"{SIMSIAM}-batch256", "--from-file", str(tmp_path / "gone")])
     assert missing.exit_code == 1
     assert "gone" in missing.output
+
+
+def test_a_file_out_of_an_archive_will_do_too(published_at: Callable[..., None], web: FileServer, tmp_path: Path) -> None:
+    id_, net = "sela-resnetv2_50bare-imagenet", published.network(published.PREACT)
+    published_at({})
+    file = tmp_path / "resnet-10x3k.pth"
+    for content in (published.sela_member(net), published.saved({**published.encoder(net)})):  # of an old torch, a new
+        file.write_bytes(content)
+        originals.fetch(zoo.info(id_), from_file=file)
+        batch = images(zoo.info(id_), 64)
+        with torch.no_grad():
+            assert torch.allclose(sslzoo.load(id_)(batch), net(batch), rtol=1e-6, atol=1e-6)
+        shutil.rmtree(originals.home())
+    assert web.log == []
 
 
 def test_the_download_is_kept_when_asked(simsiam: nn.Module, web: FileServer) -> None:
