@@ -299,7 +299,9 @@ def test_a_file_in_hand_needs_no_download(simsiam: nn.Module, web: FileServer, t
     assert "gone" in missing.output
 
 
-def test_a_file_out_of_an_archive_will_do_too(published_at: Callable[..., None], web: FileServer, tmp_path: Path) -> None:
+def test_a_file_out_of_an_archive_will_do_too(
+    published_at: Callable[..., None], web: FileServer, tmp_path: Path
+) -> None:
     id_, net = "sela-resnetv2_50bare-imagenet", published.network(published.PREACT)
     published_at({})
     file = tmp_path / "resnet-10x3k.pth"
