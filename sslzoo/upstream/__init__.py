@@ -102,14 +102,14 @@ def check_sobel(tensors: Any, prefix: str) -> None:
 
     Args:
         tensors: Name -> tensor in a file of `torch.save`.
-        prefix: Regular expression of what the names of the two filters begin with.
+        prefix: Regular expression of the name of the two filters together.
 
     Raises:
         CheckpointError: It has others.
     """
     wanted = {"0.weight": torch.full((1, 3, 1, 1), 1 / 3), "1.weight": torch.tensor(SOBEL)[:, None]}
     for name, tensor in tensors.items() if isinstance(tensors, Mapping) else ():
-        match = re.fullmatch(rf"{prefix}(\d\.\w+)", str(name))
+        match = re.fullmatch(rf"{prefix}\.(\d\.\w+)", str(name))
         if match is None or not isinstance(tensor, Stored):
             continue
         found = tensor.read()

@@ -16,5 +16,5 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint of pretraining."""
     with open_torch(path) as tree:
         tensors = entry(tree, "state_dict")
-        check_sobel(tensors, "sobel.")
+        check_sobel(tensors, "sobel")
         return split(tensors, r"(features\.)module\.(.+)", r"(?:classifier|top_layer|sobel)\..+")

@@ -9,7 +9,7 @@ from pathlib import Path
 from sslzoo.torch_files import open_torch
 from sslzoo.upstream import Checkpoint, check_sobel, entry, split
 
-SOBEL = r"(?:backbone\.)?sobel_layer\.sobel\."
+SOBEL = r"(?:backbone\.)?sobel_layer\.sobel"
 OTHERS = r"(?:online_net|target_net|encoder|encoder_q|encoder_k|neck|head|data_preprocessor|memory_bank)"
 
 
@@ -18,4 +18,4 @@ def read(path: Path) -> Checkpoint:
     with open_torch(path) as tree:
         tensors = entry(tree, "state_dict")
         check_sobel(tensors, SOBEL)
-        return split(tensors, r"backbone\.(?!sobel_layer)(.+)", rf"(?:{OTHERS}|{SOBEL[:-2]})\..+|loss_weight")
+        return split(tensors, r"backbone\.(?!sobel_layer)(.+)", rf"(?:{OTHERS}|{SOBEL})\..+|loss_weight")
