@@ -48,10 +48,12 @@ def adapt(network: nn.Module, *, padding: str | None = None, last_stride: int = 
         sobel: The first convolution, of two channels, sees the edges of colour images: see `SobelConv`.
 
     Raises:
-        ValueError: Another setting.
+        ValueError: Another setting, or `padding` and `sobel` at once: no author has both.
     """
     if padding not in (None, SAME) or last_stride not in (1, 2):
         raise ValueError(f"padding must be {SAME!r} and last_stride 1 or 2, got {padding!r} and {last_stride!r}.")
+    if padding == SAME and sobel:
+        raise ValueError("padding='same' and sobel=True both change the first convolution: give one of them.")
     net: Any = network
     if sobel:
         if hasattr(net, "conv1"):

@@ -52,10 +52,9 @@ def test_the_file_gives_the_models_features(arch: str, args: dict[str, Any], any
     assert "classes" not in meta
 
 
-def test_a_network_as_its_authors_built_it(tmp_path: Path) -> None:
+def test_a_network_that_pads_as_tensorflow(tmp_path: Path) -> None:
     created = sslzoo.create("resnet18", seed=0, image_size=64, layers=[1, 1, 1, 1], channels=[8, 16, 32, 64])
-    created.model.conv1 = nn.Conv2d(2, 64, 7, 2, 3, bias=False)
-    block = {**created.config["sslzoo"], "padding": "same", "sobel": True}
+    block = {**created.config["sslzoo"], "padding": "same"}
     encoder = sslzoo.Encoder(created.model, {**created.config, "sslzoo": block})
     report = export_onnx(encoder, tmp_path / "model.onnx")
     assert report.input_shape == ("batch", 3, "height", "width")

@@ -96,6 +96,8 @@ def test_a_pre_activation_resnet_without_its_last_norm_is_timms_but_for_that() -
 def test_other_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="padding must be 'same'"):
         small(padding="valid")
+    with pytest.raises(ValueError, match="both change the first convolution"):
+        small(padding="same", sobel=True)
 
 
 def test_the_doubled_resnet200_is_twice_as_wide_everywhere() -> None:
