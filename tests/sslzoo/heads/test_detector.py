@@ -100,7 +100,10 @@ def score(model: Detector, cells: BoxSet) -> dict[str, float]:
     return meter.compute()
 
 
-STEPS = {"faster-rcnn": 60, "faster-rcnn-c4": 20, "retinanet": 40, "fcos": 40}  # by head; a new one needs a line
+STEPS = {"faster-rcnn": 60, "faster-rcnn-c4": 50, "retinanet": 40, "fcos": 40}  # by head; a new one needs a line
+# Its map has stride 16: on images twice as large a digit is two places wide. Its last stage was pretrained on whole
+# images, and sees boxes here: its norms have to learn that
+C4 = {"image_size": 2 * SIZE, "frozen_norms": False}
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -110,16 +113,15 @@ def test_every_head_learns_a_handful(head: str, cells: BoxSet, tmp_path: Path) -
         "byol-resnet18quarter-cifar10",
         classes=cells.classes,
         head=head,
-        image_size=SIZE,
         width=32,
         proposals=16,
-        frozen_norms=True,  # three images are few for statistics
+        # three images are few for statistics
+        **(C4 if head == "faster-rcnn-c4" else {"image_size": SIZE, "frozen_norms": True}),
     )
     assert score(model, few)["ap50"] < 0.3
     losses = overfit(model, few, STEPS[head])
     assert losses[-1] < 0.5 * losses[0]
-    if head != "faster-rcnn-c4":  # 4 x 4 places of its map are too few to tell a box from its parts within seconds
-        assert score(model, few)["ap50"] > 0.9
+    assert score(model, few)["ap50"] > 0.9
     model.save_pretrained(tmp_path)
     again = sslzoo.load_model(tmp_path)
     assert again.classes == ["zero", "one"]
