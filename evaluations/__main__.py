@@ -5,6 +5,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from sslzoo.console import is_users, message
+
 HERE = Path(__file__).parent
 
 
@@ -26,7 +28,13 @@ def main(argv: list[str]) -> int:
         folder, package, argv = HERE / "speed", f"{package}.speed", argv[1:]
     found = evaluations(folder)
     if argv and argv[0] in found:
-        return int(import_module(f"{package}.{argv[0]}").main(argv[1:]))
+        try:
+            return int(import_module(f"{package}.{argv[0]}").main(argv[1:]))
+        except Exception as error:
+            if not is_users(error):
+                raise
+            print(f"error: {message(error)}", file=sys.stderr)
+            return 1
     if argv and argv[0] not in ("-h", "--help"):
         print(f"error: no evaluation {argv[0]!r}. There are: {', '.join(found) or 'none'}.", file=sys.stderr)
         return 2

@@ -4,7 +4,6 @@ python -m sslzoo_evaluations cards
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from sslzoo import weights, zoo
 from sslzoo.card import render_card, results_table
 from sslzoo.conversion import make_config
 
-from . import low_shot
+from . import detection, low_shot, segmentation
 from .results import PACKAGED, PIXELS, SEES_LIGHTNESS, TOP_PIXELS, Result, latest, read
 
 CHECKOUT = Path(__file__).parents[1]
@@ -31,11 +30,7 @@ def main(argv: list[str]) -> int:
     argparse.ArgumentParser(
         prog="python -m sslzoo_evaluations cards", description=(__doc__ or "").partition("\n")[0]
     ).parse_args(argv)
-    try:
-        stale = stale_files(CHECKOUT)
-    except (CardsError, weights.WeightsError, zoo.ZooTableError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    stale = stale_files(CHECKOUT)
     for path, text in stale.items():
         if text is None:
             path.unlink()
@@ -75,7 +70,9 @@ def _rendered(root: Path) -> dict[Path, str]:
     readme = root / "README.md"
     text = _with_table(readme.read_text(encoding="utf-8"), "results", results_table([asdict(row) for row in frozen]))
     networks = {info.id: f"random:{info.arch}@{info.input_size[1]}" for info in models}
-    texts[readme] = _with_table(text, "low-shot", low_shot.table(rows, networks))
+    text = _with_table(text, "low-shot", low_shot.table(rows, networks))
+    text = _with_table(text, "segmentation", segmentation.table(rows))
+    texts[readme] = _with_table(text, "detection", detection.table(rows))
     return texts
 
 

@@ -1,7 +1,6 @@
-"""Object detection: fine-tuned from an encoder, or from scratch with the same budget; average precision on test images.
+"""Detection: fine-tune heads on an encoder with boxes, test average precision; --scratch: from random weights too.
 
-    python -m sslzoo_evaluations detection byol-resnet18quarter-cifar10 --data BCCD
-    python -m sslzoo_evaluations detection byol-resnet18quarter-cifar10 --data BCCD --scratch
+python -m sslzoo_evaluations detection byol-resnet18quarter-cifar10 --data BCCD --scratch
 
 For each head and seed one detector is trained on the training split for a fixed number of steps, and the last step is
 tested. Settings were fixed beforehand, on the validation split, apart for pretrained and random weights; nothing is
@@ -17,59 +16,35 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 
 import torch
 
 from sslzoo.boxes import BoxSet, open_boxes
+from sslzoo.card import data_title
 from sslzoo.encoder import Encoder
 from sslzoo.finetuning import finetune
 from sslzoo.heads.average_precision import AveragePrecision, packed
 from sslzoo.heads.detection_networks import HEADS
 from sslzoo.heads.detections import Detections
 from sslzoo.heads.detector import Detector, detector
-from sslzoo.provenance import commit
-from sslzoo.weights import WeightsError
-from sslzoo.zoo import UnknownModelError
 
-from . import results
-from .results import Result
-from .subjects import EvaluationError, Subject, open_subject
+from . import results, transfer
+from .results import Result, cell
+from .subjects import EvaluationError, Subject
+from .transfer import LAYER_DECAY, PRETRAINED, SCRATCH, WEIGHT_DECAY, Job, Trial
 
-SEEDS = (0, 1, 2)
+DEFAULT_HEADS = ("faster-rcnn", "retinanet")
 STEPS = 350
 BATCH = 4
 IMAGE_SIZE = 240
 PROPOSALS = 128
-LR = {"pretrained": 2e-3, "scratch": 2e-3}
-LAYER_DECAY = {"pretrained": 0.8, "scratch": 1.0}  # random layers have nothing to keep
+LR = {PRETRAINED: 2e-3, SCRATCH: 2e-3}
 FROZEN_NORMS = False  # with them, of 70 steps from the encoder, AP50 0.53 instead of 0.71 on a part of val
-WEIGHT_DECAY = 0.05
 METRICS = ("ap", "ap50", "ap75")
 PREFIX = "detection-"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One detector to train and test.
-
-    Attributes:
-        head: Of `detection_networks.HEADS`.
-        start: "pretrained" or "scratch".
-        seed: Of all that is random.
-    """
-
-    head: str
-    start: str
-    seed: int
-
-    @property
-    def protocol(self) -> str:
-        """As results.csv has it."""
-        return f"{PREFIX}{self.head}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,22 +60,17 @@ class Bench:
     image_size: int
     device: str
 
-    def subject(self, job: Job) -> Subject:
-        """The encoder of a job, or the same network with random weights."""
-        subject = open_subject(self.model, job.seed, self.train.images)
-        if not isinstance(subject.encode, Encoder):
-            raise EvaluationError(f"{self.model} has no weights to fine-tune; a zoo id or the folder of a run has.")
-        if job.start == "pretrained":
-            return subject
-        encoder = subject.encode
-        return open_subject(f"random:{encoder.arch}@{encoder.input_size[1]}", job.seed, self.train.images)
+    def trial(self, job: Job) -> Trial:
+        """What a job trains, and what its results are known by."""
+        subject = transfer.starting_point(self.model, job.start, job.seed, self.train.images)
+        counts = len(self.train), len(self.test)
+        return Trial(subject, PREFIX + job.head, self.data, job.seed, *counts, self.settings(job))
 
     def settings(self, job: Job) -> str:
         """What results.csv says of a job's settings."""
-        start = job.start
         return (
             f"image_size={self.image_size} proposals={PROPOSALS} steps={self.steps} batch_size={self.batch_size} "
-            f"lr={LR[start]:g} weight_decay={WEIGHT_DECAY:g} layer_decay={LAYER_DECAY[start]:g} "
+            f"lr={LR[job.start]:g} weight_decay={WEIGHT_DECAY:g} layer_decay={LAYER_DECAY[job.start]:g} "
             f"frozen_norms={FROZEN_NORMS}"
         )
 
@@ -109,42 +79,22 @@ def main(argv: list[str]) -> int:
     """`python -m sslzoo_evaluations detection ID --data FOLDER`."""
     options = _parse(argv)
     torch.set_num_threads(options.threads)
-    start = "scratch" if options.scratch else "pretrained"
-    try:
-        folder = Path(options.data)
-        train, test = open_splits(folder)
-        bench = Bench(
-            options.model, folder.resolve().name.lower(), train, test, options.steps, options.batch_size,
-            options.image_size, options.device,
-        )  # fmt: skip
-        print(f"images reduced to a shorter side of {options.image_size} pixels", file=sys.stderr)
-        jobs = [Job(head, start, seed) for seed in options.seeds for head in options.heads]
-        for result in measure(bench, jobs, options.results, options.pictures):
-            print(
-                f"{result.model}  {result.protocol}  {result.metric}, seed {result.seed}: {result.value:.4f}",
-                flush=True,
-            )
-        print(table([row for row in results.latest(results.read(options.results)) if row.data == bench.data]))
-    except (EvaluationError, OSError, ValueError, WeightsError, UnknownModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(f"images reduced to a shorter side of {options.image_size} pixels", file=sys.stderr)
+    bench = Bench(
+        options.model, results.data_name(options.data), *open_splits(options.data), options.steps, options.batch_size,
+        options.image_size, options.device,
+    )  # fmt: skip
+    for result in measure(bench, transfer.jobs(options), options.results, options.pictures):
+        print(transfer.show(result), flush=True)
+    print(table([row for row in results.latest(results.read(options.results)) if row.data == bench.data]))
     return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m sslzoo_evaluations detection")
-    parser.add_argument("model", help="zoo id, or folder of a run")
-    parser.add_argument("--data", required=True, help="folder in VOC's layout with the splits train and test, or with "
-                        "folders train/ and test/ of what sslzoo.open_boxes takes")  # fmt: skip
-    parser.add_argument("--scratch", action="store_true", help="start from random weights instead")
-    parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=["faster-rcnn", "retinanet"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--batch-size", type=int, default=BATCH)
+    data = "folder in VOC's layout with the splits train and test, or with folders train/ and test/ of what "
+    data += "sslzoo.open_boxes takes"
+    parser = transfer.head_parser("detection", HEADS, DEFAULT_HEADS, data=data, steps=STEPS, batch_size=BATCH)
     parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="shorter side of images, pixels")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
-    parser.add_argument("--results", type=Path, default=results.default_file(), help="CSV to append to")
     parser.add_argument("--pictures", type=Path, default=Path(), help="folder for pictures beside ground truth")
     return parser.parse_args(argv)
 
@@ -168,35 +118,19 @@ def open_splits(folder: Path) -> tuple[BoxSet, BoxSet]:
 def measure(bench: Bench, jobs: Sequence[Job], file: Path, pictures: Path) -> Iterator[Result]:
     """Do the jobs that the file has no rows for, append their results to it, and return them."""
     for job in jobs:
-        subject, known = bench.subject(job), results.read(file) if file.exists() else []
-        if all(any(_same(row, subject, job, bench, metric) for row in known) for metric in METRICS):
-            continue
-        model = trained(bench, subject, job)
-        found = model.predict(bench.test.images, min_score=0.0)
-        if found.skipped:
-            raise EvaluationError(f"{': '.join(found.skipped[0])}. Repair or remove it: a figure is of the whole set.")
-        name = f"detection-{subject.name.replace(':', '-')}-{job.head}-{bench.data}-{job.seed}.png"
-        picture(model, bench.test, pictures / name, f"{subject.name}, {job.head}, {bench.data}, test images")
-        figures = score(found, bench.test)
-        for metric in METRICS:
-            result = Result(
-                model=subject.name, protocol=job.protocol, data=bench.data, metric=metric,
-                value=round(figures[metric], 4), seed=job.seed, n_train=len(bench.train), n_test=len(bench.test),
-                sha256=subject.sha256, settings=bench.settings(job),
-                commit=commit(results.PACKAGED.parent, ignore=results.PACKAGED.name),
-                date=datetime.now(UTC).date().isoformat(),
-            )  # fmt: skip
-            results.append(result, file)
-            yield result
+        trial = bench.trial(job)
+        yield from transfer.once(trial, METRICS, partial(_figures, bench, job, trial.subject, pictures), file)
 
 
-def _same(row: Result, subject: Subject, job: Job, bench: Bench, metric: str) -> bool:
-    """Whether a row answers a job: whatever commit it is of."""
-    return (
-        row.key == (subject.name, job.protocol, bench.data, metric, job.seed)
-        and (row.n_train, row.n_test, row.sha256) == (len(bench.train), len(bench.test), subject.sha256)
-        and row.settings == bench.settings(job)
-    )
+def _figures(bench: Bench, job: Job, subject: Subject, pictures: Path) -> tuple[dict[str, float], str]:
+    """Train, test, and draw pictures."""
+    model = trained(bench, subject, job)
+    found = model.predict(bench.test.images, min_score=0.0)
+    if found.skipped:
+        raise EvaluationError(f"{': '.join(found.skipped[0])}. Repair or remove it: a figure is of the whole set.")
+    name = f"detection-{subject.name.replace(':', '-')}-{job.head}-{bench.data}-{job.seed}.png"
+    picture(model, bench.test, pictures / name, f"{subject.name}, {job.head}, {bench.data}, test images")
+    return score(found, bench.test), ""
 
 
 def trained(bench: Bench, subject: Subject, job: Job) -> Detector:
@@ -232,24 +166,24 @@ def picture(model: Detector, test: BoxSet, path: Path, title: str) -> None:
 
 
 def table(rows: Sequence[Result]) -> str:
-    """Markdown: mean ± standard deviation over seeds, by model and head, of each metric."""
+    """Markdown, a table for each data set: average precisions of each head and start; mean ± sd over seeds.
+
+    Args:
+        rows: Of results.csv, none replaced by a later one.
+    """
     own = [row for row in rows if row.protocol.startswith(PREFIX)]
-    lines = [
-        f"| detection, test | head | {' | '.join(name.upper() for name in METRICS)} |",
-        "| --- | --- |" + " ---: |" * 3,
-    ]
-    for model, protocol, data in dict.fromkeys((row.model, row.protocol, row.data) for row in own):
-        values = {
-            metric: [r.value for r in own if (r.model, r.protocol, r.data, r.metric) == (model, protocol, data, metric)]
-            for metric in METRICS
-        }
-        cells = " | ".join(_cell(values[metric]) for metric in METRICS)
-        lines.append(f"| `{model}` on {data} | {protocol.removeprefix(PREFIX)} | {cells} |")
+    return "\n\n".join(
+        _table(data, [row for row in own if row.data == data]) for data in dict.fromkeys(row.data for row in own)
+    )
+
+
+def _table(data: str, rows: Sequence[Result]) -> str:
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        figures = found.setdefault((row.protocol.removeprefix(PREFIX), row.model), {})
+        figures.setdefault(row.metric, []).append(row.value)
+    header = " | ".join(metric.upper() for metric in METRICS)
+    lines = [f"| {data_title(data)}, test | from | {header} |", "| --- | --- |" + " ---: |" * len(METRICS)]
+    for (head, model), figures in found.items():
+        lines.append(f"| {head} | `{model}` | {' | '.join(cell(figures.get(metric, [])) for metric in METRICS)} |")
     return "\n".join(lines)
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f}{spread}"

@@ -18,9 +18,9 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -29,29 +29,24 @@ import torch
 
 from sslzoo import plots
 from sslzoo.card import data_title
-from sslzoo.data import EmptyDatasetError, ImageSet, UnreadableImageError, open_images
+from sslzoo.data import ImageSet, UnreadableImageError, open_images
 from sslzoo.encoder import Encoder
 from sslzoo.finetuning import finetune
 from sslzoo.heads.classifier import classifier
-from sslzoo.provenance import commit
 from sslzoo.splits import stratified_split
-from sslzoo.weights import WeightsError
-from sslzoo.zoo import UnknownModelError
 
-from . import linear, results
+from . import linear, results, transfer
 from .protocol import Split, features, open_splits
-from .results import Result
-from .subjects import EvaluationError, Subject, open_subject
+from .results import Result, cell, spread
+from .subjects import EvaluationError, Subject
+from .transfer import LAYER_DECAY, PRETRAINED, SCRATCH, WEIGHT_DECAY, Trial
 
 FRACTIONS = (0.01, 0.1, 1.0)
-SEEDS = (0, 1, 2)
 STEPS = 1500
 BATCH = 64
-LR = {"pretrained": 3e-3, "scratch": 3e-3}  # of 1e-3 and 3e-3; see the docstring
-LAYER_DECAY = {"pretrained": 0.8, "scratch": 1.0}  # random layers have nothing to keep
-WEIGHT_DECAY = 0.05
+LR = {PRETRAINED: 3e-3, SCRATCH: 3e-3}  # of 1e-3 and 3e-3; see the docstring
 PREFIX = "low_shot-"
-TITLES = {"finetune": "fine-tuned", "probe": "linear probe, frozen", "scratch": "from scratch"}
+TITLES = {"finetune": "fine-tuned", "probe": "linear probe, frozen", SCRATCH: "from scratch"}
 
 
 @dataclass(frozen=True)
@@ -73,12 +68,18 @@ class Job:
         """As results.csv has it."""
         return f"{PREFIX}{'probe' if self.kind == 'probe' else 'finetune'}-{100 * self.fraction:g}%"
 
+    @property
+    def start(self) -> str:
+        """Of the network."""
+        return SCRATCH if self.kind == SCRATCH else PRETRAINED
+
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What all jobs share: the encoder's name, the images in memory, and the budget."""
+    """What all jobs share: the names of encoder and data, the images in memory, and the budget."""
 
     model: str
+    data: str
     train: ImageSet
     test: ImageSet
     steps: int
@@ -92,24 +93,19 @@ class Bench:
             return np.arange(len(self.train))
         return stratified_split(self.train.labels, job.fraction, job.seed)[1]
 
-    def subject(self, job: Job) -> Subject:
-        """The encoder of a job, or the same network with random weights."""
-        subject = open_subject(self.model, job.seed, self.train)
-        if not isinstance(subject.encode, Encoder):
-            raise EvaluationError(f"{self.model} has no weights to fine-tune; a zoo id or the folder of a run has.")
-        if job.kind != "scratch":
-            return subject
-        encoder = subject.encode
-        return open_subject(f"random:{encoder.arch}@{encoder.input_size[1]}", job.seed, self.train)
+    def trial(self, job: Job) -> Trial:
+        """What a job trains, and what its result is known by."""
+        subject = transfer.starting_point(self.model, job.start, job.seed, self.train)
+        counts = len(self.part(job)), len(self.test)
+        return Trial(subject, job.protocol, self.data, job.seed, *counts, self.settings(job))
 
     def settings(self, job: Job) -> str:
         """What is known of a job's settings before it runs."""
         if job.kind == "probe":
             return f"views={self.views}"
-        start = "scratch" if job.kind == "scratch" else "pretrained"
         return (
-            f"steps={self.steps} batch_size={self.batch_size} lr={LR[start]:g} weight_decay={WEIGHT_DECAY:g} "
-            f"layer_decay={LAYER_DECAY[start]:g}"
+            f"steps={self.steps} batch_size={self.batch_size} lr={LR[job.start]:g} weight_decay={WEIGHT_DECAY:g} "
+            f"layer_decay={LAYER_DECAY[job.start]:g}"
         )
 
 
@@ -117,46 +113,35 @@ def main(argv: list[str]) -> int:
     """`python -m sslzoo_evaluations low_shot ID --data FOLDER`."""
     options = _parse(argv)
     torch.set_num_threads(options.threads)
-    try:
-        train, test = open_splits(Path(options.data))
-        data = Path(options.data).resolve().name.lower()
-        bench = Bench(
-            options.model, in_memory(train), in_memory(test), options.steps, options.batch_size, options.views,
-            options.device,
-        )  # fmt: skip
-        jobs = [
-            Job(kind, fraction, seed)
-            for seed in options.seeds
-            for fraction in options.fractions
-            for kind in options.kinds
-        ]
-        for result in measure(bench, jobs, data, options.results):
-            print(f"{result.model}  {result.protocol}  seed {result.seed}: {result.value:.4f}", flush=True)
-        name, network = (bench.subject(Job(kind, 1, 0)).name for kind in ("finetune", "scratch"))
-        rows = results.latest(results.read(options.results))
-        print(table([row for row in rows if row.data == data], {name: network}))
-        picture(rows, name, network, data, options.picture or Path(f"low-shot-{name.replace(':', '-')}-{data}.png"))
-    except (EvaluationError, EmptyDatasetError, OSError, WeightsError, UnknownModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    train, test = open_splits(options.data)
+    bench = Bench(
+        options.model, results.data_name(options.data), in_memory(train), in_memory(test), options.steps,
+        options.batch_size, options.views, options.device,
+    )  # fmt: skip
+    jobs = [
+        Job(kind, fraction, seed) for seed in options.seeds for fraction in options.fractions for kind in options.kinds
+    ]
+    for result in measure(bench, jobs, options.results):
+        print(transfer.show(result), flush=True)
+    name, network = (bench.trial(Job(kind, 1, 0)).subject.name for kind in ("finetune", SCRATCH))
+    rows = results.latest(results.read(options.results))
+    print(table([row for row in rows if row.data == bench.data], {name: network}))
+    picture(rows, name, network, bench.data, options.picture or _default_picture(name, bench.data))
     return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m sslzoo_evaluations low_shot")
-    parser.add_argument("model", help="zoo id, or folder of a run")
-    parser.add_argument("--data", required=True, help="folder with train/ and test/, each with one sub-folder a class")
+    data = "folder with train/ and test/, each with one sub-folder a class"
+    parser = transfer.parser("low_shot", data=data, steps=STEPS, batch_size=BATCH)
     parser.add_argument("--fractions", type=_fraction, nargs="+", default=FRACTIONS, help="of the labels, such as 0.01")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--kinds", nargs="+", choices=list(TITLES), default=["probe", "finetune", "scratch"])
-    parser.add_argument("--steps", type=int, default=STEPS, help="of every fine-tuning")
-    parser.add_argument("--batch-size", type=int, default=BATCH)
+    parser.add_argument("--kinds", nargs="+", choices=list(TITLES), default=["probe", "finetune", SCRATCH])
     parser.add_argument("--views", type=int, default=linear.VIEWS, help="random views of each image, for the probe")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
-    parser.add_argument("--results", type=Path, default=results.default_file(), help="CSV to append to")
     parser.add_argument("--picture", type=Path, help="PNG file for the curves; default: in the current folder")
     return parser.parse_args(argv)
+
+
+def _default_picture(model: str, data: str) -> Path:
+    return Path(f"low-shot-{model.replace(':', '-')}-{data}.png")
 
 
 def _fraction(text: str) -> float:
@@ -181,38 +166,21 @@ def in_memory(images: ImageSet) -> ImageSet:
     return decoded
 
 
-def measure(bench: Bench, jobs: Sequence[Job], data: str, file: Path) -> Iterator[Result]:
+def measure(bench: Bench, jobs: Sequence[Job], file: Path) -> Iterator[Result]:
     """Do the jobs that the file has no row for, append each result to it, and return it."""
     probe: Probe | None = None
+
+    def accuracy(job: Job, subject: Subject) -> tuple[dict[str, float], str]:
+        nonlocal probe
+        if job.kind != "probe":
+            return {"top1": finetuned_accuracy(bench, subject, job)}, ""
+        probe = probe or Probe(bench, subject)
+        value, chosen = probe.accuracy(job)
+        return {"top1": value}, chosen
+
     for job in jobs:
-        subject, known = bench.subject(job), results.read(file) if file.exists() else []
-        n_train = len(bench.part(job))
-        if any(_same(row, subject, job, bench, data, n_train) for row in known):
-            continue
-        settings = bench.settings(job)
-        if job.kind == "probe":
-            probe = probe or Probe(bench, subject)
-            value, chosen = probe.accuracy(job)
-            settings = f"{settings} {chosen}"
-        else:
-            value = finetuned_accuracy(bench, subject, job)
-        result = Result(
-            model=subject.name, protocol=job.protocol, data=data, metric="top1", value=round(value, 4), seed=job.seed,
-            n_train=n_train, n_test=len(bench.test), sha256=subject.sha256, settings=settings,
-            commit=commit(results.PACKAGED.parent, ignore=results.PACKAGED.name),
-            date=datetime.now(UTC).date().isoformat(),
-        )  # fmt: skip
-        results.append(result, file)
-        yield result
-
-
-def _same(row: Result, subject: Subject, job: Job, bench: Bench, data: str, n_train: int) -> bool:
-    """Whether a row answers a job: whatever commit it is of."""
-    return (
-        row.key == (subject.name, job.protocol, data, "top1", job.seed)
-        and (row.n_train, row.n_test, row.sha256) == (n_train, len(bench.test), subject.sha256)
-        and row.settings.startswith(bench.settings(job))
-    )
+        trial = bench.trial(job)
+        yield from transfer.once(trial, ["top1"], partial(accuracy, job, trial.subject), file)
 
 
 class Probe:
@@ -237,13 +205,12 @@ class Probe:
 def finetuned_accuracy(bench: Bench, subject: Subject, job: Job) -> float:
     """Fine-tune on the job's part of the labels, for all steps, and test once."""
     assert isinstance(subject.encode, Encoder)
-    start = "scratch" if job.kind == "scratch" else "pretrained"
     model = classifier(subject.encode, classes=bench.train.classes)
     with TemporaryDirectory() as folder:
         finetune(
             model, bench.train.subset(bench.part(job)), out=folder, steps=bench.steps, batch_size=bench.batch_size,
-            lr=LR[start], weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY[start], val_fraction=0, seed=job.seed,
-            num_workers=0, device=bench.device, progress=sys.stderr.isatty(),
+            lr=LR[job.start], weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY[job.start], val_fraction=0,
+            seed=job.seed, num_workers=0, device=bench.device, progress=sys.stderr.isatty(),
         )  # fmt: skip
     said = model.predict(bench.test, batch_size=250).probabilities.argmax(axis=1)
     return float(np.mean(said == bench.test.labels))
@@ -261,7 +228,7 @@ def curves(rows: Sequence[Result], model: str, network: str, data: str) -> Curve
     """What is known of an encoder and, from scratch, of its network ("random:ARCH@SIZE")."""
     found: Curves = {}
     for kind in TITLES:
-        name, protocol = (network, "finetune") if kind == "scratch" else (model, kind)
+        name, protocol = (network, "finetune") if kind == SCRATCH else (model, kind)
         for row in rows:
             if (row.model, row.data) == (name, data) and row.protocol.startswith(f"{PREFIX}{protocol}-"):
                 found.setdefault(kind, {}).setdefault(row.n_train, []).append(row.value)
@@ -284,7 +251,7 @@ def table(rows: Sequence[Result], networks: Mapping[str, str]) -> str:
             f"| `{model}`: top-1 accuracy on {data_title(data)}, test | {' | '.join(map(_labels, counts))} |",
             f"| --- |{' ---: |' * len(counts)}",
             *(
-                f"| {TITLES[kind]} | {' | '.join(_cell(curve.get(count, [])) for count in counts)} |"
+                f"| {TITLES[kind]} | {' | '.join(cell(curve.get(count, [])) for count in counts)} |"
                 for kind, curve in found.items()
             ),
         ]
@@ -296,22 +263,10 @@ def picture(rows: Sequence[Result], model: str, network: str, data: str, path: P
     """Draw the curves of one encoder as a PNG file."""
     found = curves(rows, model, network, data)
     means = {TITLES[k]: {count: mean(values) for count, values in curve.items()} for k, curve in found.items()}
-    spreads = {TITLES[k]: {count: _spread(values) for count, values in curve.items()} for k, curve in found.items()}
+    spreads = {TITLES[k]: {count: spread(values) for count, values in curve.items()} for k, curve in found.items()}
     title = f"{model} on {data_title(data)}: mean and standard deviation over seeds"
     plots.curves_picture(means, path, title, errors=spreads, x_label="labelled training images")
 
 
 def _labels(count: int) -> str:
     return f"{count:,} labels".replace(",", " ")
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    return (
-        f"{100 * mean(values):.1f} % ± {100 * _spread(values):.1f}" if len(values) > 1 else f"{100 * values[0]:.1f} %"
-    )
-
-
-def _spread(values: Sequence[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -18,11 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sslzoo.data import EmptyDatasetError, ImageSet, UnreadableImageError, open_images
-from sslzoo.provenance import commit
+from sslzoo.data import ImageSet, UnreadableImageError, open_images
 from sslzoo.transforms import normalise, to_tensor
-from sslzoo.weights import WeightsError
-from sslzoo.zoo import UnknownModelError
 
 from . import results
 from .subjects import EvaluationError, Subject, open_subject
@@ -58,17 +54,13 @@ def evaluate(protocol: str, fit: Fit, argv: list[str], *, views: int) -> int:
         views: Random views an image besides the centre view, by default; 0 for protocols without.
     """
     options = _parse(protocol, argv, views)
-    try:
-        folder = Path(options.data)
-        train, test = open_splits(folder)
-        subject = open_subject(options.model, options.seed, train)
-        result = measure(
-            protocol, fit, subject, (train, test), data=folder.resolve().name.lower(), seed=options.seed,
-            views=min(options.views, subject.max_views), device=options.device, workers=options.workers,
-        )  # fmt: skip
-    except (EvaluationError, EmptyDatasetError, OSError, WeightsError, UnknownModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    folder = Path(options.data)
+    train, test = open_splits(folder)
+    subject = open_subject(options.model, options.seed, train)
+    result = measure(
+        protocol, fit, subject, (train, test), data=results.data_name(folder), seed=options.seed,
+        views=min(options.views, subject.max_views), device=options.device, workers=options.workers,
+    )  # fmt: skip
     results.append(result, options.results)
     print(f"{result.model}  {protocol} {result.metric} on {result.data}: {result.value:.4f}  ({result.settings})")
     print(f"appended to {options.results}", file=sys.stderr)
@@ -119,11 +111,10 @@ def measure(
     wanted = _labels(test, device)
     right = predict(extract(test, views=0)[:, 0]) == wanted
     settings = ({"views": views} if views else {}) | dict(chosen)
-    return results.Result(
-        model=subject.name, protocol=protocol, data=data, metric="top1", value=round(float(right.double().mean()), 4),
-        seed=seed, n_train=len(train), n_test=len(test), sha256=subject.sha256,
+    return results.new(
+        model=subject.name, protocol=protocol, data=data, metric="top1", value=float(right.double().mean()), seed=seed,
+        n_train=len(train), n_test=len(test), sha256=subject.sha256,
         settings=" ".join(f"{key}={value}" for key, value in settings.items()),
-        commit=commit(results.PACKAGED.parent, ignore=results.PACKAGED.name), date=datetime.now(UTC).date().isoformat(),
     )  # fmt: skip
 
 

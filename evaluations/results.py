@@ -6,9 +6,13 @@ Rows are only ever appended; of two rows with the same key the later one counts.
 import csv
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import mean, stdev
+
+from sslzoo.provenance import commit
 
 PACKAGED = Path(__file__).with_name("results.csv")
 PIXELS, TOP_PIXELS = "pixels", "pixels:tophalf"  # the baselines without a network
@@ -66,6 +70,11 @@ def default_file() -> Path:
     return PACKAGED if (PACKAGED.parents[1] / "pyproject.toml").is_file() else Path("results.csv")
 
 
+def data_name(folder: Path) -> str:
+    """Name of a data set in `Result.data`: that of its folder."""
+    return folder.resolve().name.lower()
+
+
 def read(path: Path) -> list[Result]:
     """All rows, oldest first.
 
@@ -92,6 +101,18 @@ def _parse(where: str, row: dict[str, str]) -> Result:
         except ValueError as error:
             raise ResultsError(f"{where}: {column} is {text!r}, needs a number.") from error
     return Result(**values)  # type: ignore[arg-type]
+
+
+def new(
+    *, model: str, protocol: str, data: str, metric: str, value: float, seed: int, n_train: int, n_test: int,
+    sha256: str, settings: str,
+) -> Result:  # fmt: skip
+    """A number that was measured today by this code; see `Result` for the arguments."""
+    return Result(
+        model=model, protocol=protocol, data=data, metric=metric, value=round(value, 4), seed=seed, n_train=n_train,
+        n_test=n_test, sha256=sha256, settings=settings, commit=commit(PACKAGED.parent, ignore=PACKAGED.name),
+        date=datetime.now(UTC).date().isoformat(),
+    )  # fmt: skip
 
 
 def append(result: Result, path: Path) -> None:
@@ -136,3 +157,16 @@ def latest(results: Iterable[Result]) -> list[Result]:
     for result in results:
         last[result.key] = result
     return list(last.values())
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation over seeds; 0 of one."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def cell(values: Sequence[float]) -> str:
+    """Of a table: mean ± standard deviation over seeds, in percent."""
+    if not values:
+        return "–"
+    deviation = f" ± {100 * spread(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f} %{deviation}"

@@ -14,39 +14,33 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 
 import torch
 from PIL import Image
 
 from sslzoo import plots
+from sslzoo.card import data_title
 from sslzoo.class_table import ClassTable, palette
-from sslzoo.data import EmptyDatasetError, UnreadableImageError
 from sslzoo.encoder import Encoder
 from sslzoo.finetuning import finetune
 from sslzoo.heads import decoders
 from sslzoo.heads.segmentations import Segmentations
 from sslzoo.heads.segmenter import Overlap, Segmenter, confusion, segmenter
 from sslzoo.masks import Mask, MaskSet, open_masks
-from sslzoo.provenance import commit
-from sslzoo.weights import WeightsError
-from sslzoo.zoo import UnknownModelError
 
-from . import results
-from .results import Result
-from .subjects import EvaluationError, Subject, open_subject
+from . import results, transfer
+from .results import Result, cell
+from .subjects import EvaluationError, Subject
+from .transfer import LAYER_DECAY, PRETRAINED, SCRATCH, WEIGHT_DECAY, Job, Trial
 
 HEADS = ("fcn8s", "fcn", "deeplabv3", "deeplabv3plus")
-SEEDS = (0, 1, 2)
 STEPS = 300
 BATCH = 8
 IMAGE_SIZE = (192, 256)
-LR = {"pretrained": 3e-3, "scratch": 1e-2}  # of 3e-3 and 1e-2, by fcn8s and deeplabv3 in 150 steps; see the docstring
-LAYER_DECAY = {"pretrained": 0.8, "scratch": 1.0}  # 0.8 of 0.8 and 1; random layers have nothing to keep
-WEIGHT_DECAY = 0.05
+LR = {PRETRAINED: 3e-3, SCRATCH: 1e-2}  # of 3e-3 and 1e-2, by fcn8s and deeplabv3 in 150 steps; so was the layer decay
 PREFIX = "segmentation-"
 METRICS = ("miou", "pixel_accuracy")
 PICTURED = 3  # test images
@@ -67,21 +61,6 @@ COLOURS = {
 }  # fmt: skip  # as the data set's authors draw them
 
 
-@dataclass(frozen=True)
-class Job:
-    """One fine-tuning.
-
-    Attributes:
-        head: A name of `sslzoo.heads.decoders.HEADS`.
-        start: "pretrained" or "scratch".
-        seed: Of everything random.
-    """
-
-    head: str
-    start: str
-    seed: int
-
-
 @dataclass(frozen=True, eq=False)
 class Bench:
     """What all jobs share: the encoder's name, the data, and the budget."""
@@ -92,14 +71,11 @@ class Bench:
     test: MaskSet
     options: argparse.Namespace
 
-    def subject(self, job: Job) -> Subject:
-        """The encoder of a job, or the same network with random weights."""
-        subject = open_subject(self.model, job.seed, self.train.images)
-        if not isinstance(subject.encode, Encoder):
-            raise EvaluationError(f"{self.model} has no weights to fine-tune; a zoo id or the folder of a run has.")
-        if job.start == "pretrained":
-            return subject
-        return open_subject(f"random:{subject.encode.arch}@{subject.encode.input_size[1]}", job.seed, self.train.images)
+    def trial(self, job: Job) -> Trial:
+        """What a job trains, and what its results are known by."""
+        subject = transfer.starting_point(self.model, job.start, job.seed, self.train.images)
+        counts = len(self.train), len(self.test)
+        return Trial(subject, PREFIX + job.head, self.data, job.seed, *counts, self.settings(job))
 
     def settings(self, job: Job) -> str:
         """Of a job, as results.csv has them."""
@@ -126,50 +102,24 @@ def main(argv: list[str]) -> int:
     """Command line."""
     options = _parse(argv)
     torch.set_num_threads(options.threads)
-    try:
-        folder = Path(options.data)
-        name = folder.resolve().name.lower()
-        train, test = (_open(folder / part, name) for part in ("train", options.test))
-        bench = Bench(options.model, name, train, test, options)
-        starts = ["pretrained", *(["scratch"] if options.scratch else [])]
-        jobs = [Job(head, start, seed) for seed in options.seeds for head in options.heads for start in starts]
-        for result in measure(bench, jobs, options.results):
-            print(
-                f"{result.model}  {result.protocol}  seed {result.seed}: {result.metric} {result.value:.4f}", flush=True
-            )
-        rows = results.latest(results.read(options.results))
-        print(table([row for row in rows if row.data == name and is_segmentation(row)]))
-    except (
-        EvaluationError,
-        EmptyDatasetError,
-        OSError,
-        WeightsError,
-        UnknownModelError,
-        UnreadableImageError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    name = results.data_name(options.data)
+    train, test = (_open(options.data / part, name) for part in ("train", options.test))
+    bench = Bench(options.model, name, train, test, options)
+    for result in measure(bench, transfer.jobs(options), options.results):
+        print(transfer.show(result), flush=True)
+    print(table([row for row in results.latest(results.read(options.results)) if row.data == name]))
     return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m sslzoo_evaluations segmentation")
-    parser.add_argument("model", help="zoo id, or folder of a run")
-    parser.add_argument("--data", required=True, help="folder with train/ and test/, each with images/ and masks/")
+    data = "folder with train/ and test/, each with images/ and masks/"
+    parser = transfer.head_parser("segmentation", decoders.HEADS, HEADS, data=data, steps=STEPS, batch_size=BATCH)
     parser.add_argument("--test", default="test", help="the part that is tested on; val to choose settings")
-    parser.add_argument("--scratch", action="store_true", help="the same network from random weights, too")
-    parser.add_argument("--heads", nargs="+", choices=list(decoders.HEADS), default=HEADS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--steps", type=int, default=STEPS, help="of every fine-tuning")
-    parser.add_argument("--batch-size", type=int, default=BATCH)
     parser.add_argument("--image-size", type=_size, default=IMAGE_SIZE, metavar="HEIGHTxWIDTH")
     parser.add_argument("--output-stride", type=int, help="of heads that take it; default: the head's")
     parser.add_argument("--lr", type=float, help="default: see the docstring")
     parser.add_argument("--layer-decay", type=float, help="default: see the docstring")
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
-    parser.add_argument("--results", type=Path, default=results.default_file(), help="CSV to append to")
     parser.add_argument("--picture", type=Path, help="PNG file; -HEAD-START is put before its suffix")
     return parser.parse_args(argv)
 
@@ -197,34 +147,19 @@ def _open(folder: Path, name: str) -> MaskSet:
 def measure(bench: Bench, jobs: Sequence[Job], file: Path) -> Iterator[Result]:
     """Do the jobs that the file has no rows for, append each result to it, and return it."""
     for job in jobs:
-        subject, known = bench.subject(job), results.read(file) if file.exists() else []
-        if any(_same(row, subject, job, bench) for row in known):
-            continue
-        model = finetuned(bench, subject, job)
-        said = model.predict(bench.test.images, batch_size=bench.options.batch_size)
-        figures = overlap(said, bench.test).compute()
-        if bench.options.picture and job.seed == bench.options.seeds[0]:
-            part = f"mean IoU {100 * figures['miou']:.1f} % of {len(said)} images of {bench.options.test}"
-            picture(said, bench.test, bench.options.picture, job, f"{job.head} on {subject.name}: {part}")
-        for metric in METRICS:
-            result = Result(
-                model=subject.name, protocol=PREFIX + job.head, data=bench.data, metric=metric,
-                value=round(figures[metric], 4), seed=job.seed, n_train=len(bench.train), n_test=len(bench.test),
-                sha256=subject.sha256, settings=bench.settings(job),
-                commit=commit(results.PACKAGED.parent, ignore=results.PACKAGED.name),
-                date=datetime.now(UTC).date().isoformat(),
-            )  # fmt: skip
-            results.append(result, file)
-            yield result
+        trial = bench.trial(job)
+        yield from transfer.once(trial, METRICS, partial(_figures, bench, job, trial.subject), file)
 
 
-def _same(row: Result, subject: Subject, job: Job, bench: Bench) -> bool:
-    """Whether a row answers a job: whatever commit it is of."""
-    return (
-        row.key == (subject.name, PREFIX + job.head, bench.data, METRICS[-1], job.seed)
-        and (row.n_train, row.n_test, row.sha256) == (len(bench.train), len(bench.test), subject.sha256)
-        and row.settings == bench.settings(job)
-    )
+def _figures(bench: Bench, job: Job, subject: Subject) -> tuple[dict[str, float], str]:
+    """Fine-tune and test; draw pictures for the first seed."""
+    options = bench.options
+    said = finetuned(bench, subject, job).predict(bench.test.images, batch_size=options.batch_size)
+    figures = overlap(said, bench.test).compute()
+    if options.picture and job.seed == options.seeds[0]:
+        part = f"mean IoU {100 * figures['miou']:.1f} % of {len(said)} images of {options.test}"
+        picture(said, bench.test, options.picture, job, f"{job.head} on {subject.name}: {part}")
+    return figures, ""
 
 
 def finetuned(bench: Bench, subject: Subject, job: Job) -> Segmenter:
@@ -271,30 +206,24 @@ def picture(said: Segmentations, truth: MaskSet, path: Path, job: Job, title: st
     plots.overlay_sheet(cells, said.classes, said.colours, file, title, captions=captions)
 
 
-def is_segmentation(row: Result) -> bool:
-    """Whether a row of results.csv is from here."""
-    return row.protocol.startswith(PREFIX)
-
-
 def table(rows: Sequence[Result]) -> str:
-    """Markdown: mean IoU of each head, a column for each start; mean ± standard deviation over seeds.
+    """Markdown, a table for each data set: mean IoU of each head, a column for each start; mean ± sd over seeds.
 
     Args:
-        rows: Of results.csv, none replaced by a later one, of one data set.
+        rows: Of results.csv, none replaced by a later one.
     """
+    own = [row for row in rows if row.protocol.startswith(PREFIX) and row.metric == "miou"]
+    return "\n\n".join(
+        _table(data, [row for row in own if row.data == data]) for data in dict.fromkeys(row.data for row in own)
+    )
+
+
+def _table(data: str, rows: Sequence[Result]) -> str:
     found: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        if row.metric == "miou":
-            found.setdefault((row.protocol.removeprefix(PREFIX), row.model), []).append(row.value)
-    models = list(dict.fromkeys(model for _, model in found))
-    heads = list(dict.fromkeys(head for head, _ in found))
-    lines = [f"| mean IoU | {' | '.join(f'`{model}`' for model in models)} |", f"| --- |{' ---: |' * len(models)}"]
-    lines += [f"| {head} | {' | '.join(_cell(found.get((head, model), [])) for model in models)} |" for head in heads]
+        found.setdefault((row.protocol.removeprefix(PREFIX), row.model), []).append(row.value)
+    heads, models = (list(dict.fromkeys(column)) for column in zip(*found, strict=True))
+    header = " | ".join(f"`{model}`" for model in models)
+    lines = [f"| mean IoU on {data_title(data)}, test | {header} |", f"| --- |{' ---: |' * len(models)}"]
+    lines += [f"| {head} | {' | '.join(cell(found.get((head, model), [])) for model in models)} |" for head in heads]
     return "\n".join(lines)
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f} %{spread}"

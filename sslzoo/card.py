@@ -50,6 +50,7 @@ _DATA = {
         "education.",
     ),
 }
+_EVALUATED = {"camvid": "CamVid", "bccd": "BCCD"}  # and nothing was trained on them
 _PROTOCOLS = {  # column title, and what it is
     "linear": (
         "linear probe",
@@ -123,7 +124,7 @@ def _known(results: Sequence[Row]) -> list[Row]:
 
 def data_title(data: str) -> str:
     """How texts write the name of a data set: cifar10 -> CIFAR-10."""
-    return _DATA[data].title if data in _DATA else data
+    return _DATA[data].title if data in _DATA else _EVALUATED.get(data, data)
 
 
 def trained_on(recipe: Row, data: str) -> str:

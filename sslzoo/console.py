@@ -28,7 +28,7 @@ class _Commands(TyperGroup):
         except Exception as error:
             if not is_users(error):
                 raise
-            typer.echo(f"error: {_text(error)}", err=True)
+            typer.echo(f"error: {message(error)}", err=True)
             raise typer.Exit(1) from error
 
 
@@ -56,7 +56,8 @@ def _is_ours(module: str) -> bool:
     return module.partition(".")[0] in PACKAGES
 
 
-def _text(error: Exception) -> str:
+def message(error: Exception) -> str:
+    """What is told of a user's error, without the class of the exception."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
     return str(error) or type(error).__name__

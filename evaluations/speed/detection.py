@@ -7,10 +7,10 @@ this process; the two take turns, so that a busy minute hits both.
 """
 
 import argparse
-import contextlib
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,12 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from sslzoo.encoder import create
 from sslzoo.heads.detector import Detector, detector
 
-from .measure import Spread, machine
+from . import steps
 
 CLASSES = 20
 BOXES = 8  # an image
 GOAL = 1.1
+OURS, THEIRS = "sslzoo faster-rcnn", "torchvision fasterrcnn_resnet50_fpn"
 
 
 def batch(count: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
@@ -73,55 +74,35 @@ def step_of_theirs(model: nn.Module, images: list[Tensor], targets: list[dict[st
     return torch.stack(list(losses.values())).sum()
 
 
-def seconds(model: nn.Module, loss_of: Callable[..., Tensor], batch: tuple[Any, Any], steps: int, bf16: bool) -> float:
-    """CPU time of some training steps, the first of which is not counted."""
+def step(options: argparse.Namespace, examples: tuple[Any, Any], whose: str) -> float:
+    """CPU milliseconds of a training step of a new network, the first of which is not counted."""
+    model: Any = detector(create("resnet50", seed=0), CLASSES, image_size=options.image_size)
+    loss_of: Callable[..., Tensor] = step_of_ours
+    if whose == THEIRS:
+        model, loss_of = theirs(model), step_of_theirs
     torch.manual_seed(0)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     start = 0.0
-    for step in range(steps + 1):
-        if step == 1:
+    for done in range(options.steps + 1):
+        if done == 1:
             start = time.process_time()
-        with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
-            loss = loss_of(model, *batch)
+        with steps.autocast("cpu", options.bf16):
+            loss = loss_of(model, *examples)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-    return (time.process_time() - start) / steps
+    return 1000 * (time.process_time() - start) / float(options.steps)
 
 
 def main(argv: list[str]) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image-size", type=int, default=320, help="shorter side, pixels")
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--bf16", action="store_true")
+    parser = steps.options(__doc__, image_size=320, batch_size=2, repeats=5)
     parser.add_argument("--steps", type=int, default=2, help="steps that are counted in each repeat")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    print(f"{machine()}; torch {torch.__version__}, {options.threads} threads")
-    examples = batch(options.batch_size)
-    costs: dict[str, list[float]] = {"torchvision": [], "sslzoo": []}
-    for repeat in range(options.repeats):
-        ours = detector(create("resnet50", seed=0), CLASSES, image_size=options.image_size)
-        pairs: dict[str, tuple[nn.Module, Callable[..., Tensor]]] = {
-            "torchvision": (theirs(ours), step_of_theirs),
-            "sslzoo": (ours, step_of_ours),
-        }
-        for name, (model, loss_of) in pairs.items():
-            costs[name].append(seconds(model, loss_of, examples, options.steps, options.bf16))
-            print(f"{repeat + 1} of {options.repeats}, {name}: {costs[name][-1]:.2f} s a step", file=sys.stderr)
-    precision = "bf16" if options.bf16 else "float32"
-    print(f"faster-rcnn, ResNet-50 at {options.image_size} px, batch {options.batch_size}, {precision}; "
-          f"CPU s a step, median of {options.repeats} (lowest–highest)")  # fmt: skip
-    base = Spread.of(costs["torchvision"]).median
-    for name, measured in costs.items():
-        spread = Spread.of(measured)
-        print(f"{name:20}{spread.show(2):26}{spread.median / base:.2f}")
-    ratio = Spread.of(costs["sslzoo"]).median / base
-    print(f"goal: at most {GOAL} x torchvision's: {'met' if ratio <= GOAL else 'MISSED'}")
+    measures = {whose: partial(step, options, batch(options.batch_size), whose) for whose in (THEIRS, OURS)}
+    steps.compare(measures, options, "faster-rcnn, ResNet-50", goal=GOAL)
     return 0
 
 

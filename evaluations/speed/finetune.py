@@ -7,11 +7,11 @@ less a short one, so that only steps count. The two take turns, so that a busy m
 """
 
 import argparse
-import contextlib
 import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -25,11 +25,13 @@ from sslzoo.encoder import create
 from sslzoo.finetuning import WARMUP, finetune, parameter_groups
 from sslzoo.heads.classifier import Classifier, classifier
 
-from .measure import Spread, machine
+from . import steps
+from .steps import autocast
 
 CLASSES = 10
 GOAL = 1.15
 LAYER_DECAY, WEIGHT_DECAY = 0.8, 0.05
+SHORT = 4  # steps of the run that is subtracted
 
 
 def images(count: int, size: int) -> ImageSet:
@@ -44,40 +46,40 @@ def images(count: int, size: int) -> ImageSet:
     return open_images(np.stack(cuts), labels=[i % CLASSES for i in range(count)])
 
 
-def through_finetune(model: Classifier, data: ImageSet, steps: int, batch_size: int, bf16: bool) -> None:
+def through_finetune(model: Classifier, data: ImageSet, count: int, batch_size: int, bf16: bool) -> None:
     """What users call."""
     with TemporaryDirectory() as folder:
         finetune(
-            model, data, out=folder, steps=steps, batch_size=batch_size, bf16=bf16, val_fraction=0, device="cpu",
+            model, data, out=folder, steps=count, batch_size=batch_size, bf16=bf16, val_fraction=0, device="cpu",
             num_workers=0, progress=False, layer_decay=LAYER_DECAY, weight_decay=WEIGHT_DECAY,
         )  # fmt: skip
 
 
-def bare(model: Classifier, data: ImageSet, steps: int, batch_size: int, bf16: bool) -> None:
+def bare(model: Classifier, data: ImageSet, count: int, batch_size: int, bf16: bool) -> None:
     """What one would write without a library: a loader, an optimizer, a schedule and a loop."""
     loader = DataLoader(model.samples(data, seed=0), batch_size, shuffle=True, drop_last=True, collate_fn=model.collate)
     groups = parameter_groups(model, lr=model.defaults.lr, weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY)
     optimizer = torch.optim.AdamW(groups, fused=True)
-    warmup = round(WARMUP * steps)
+    warmup = round(WARMUP * count)
 
     def scale(step: int) -> float:
         if step < warmup:
             return step / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (count - warmup)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
     model.train()
     done = 0
-    while done < steps:
+    while done < count:
         for batch in loader:
-            with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
+            with autocast("cpu", bf16):
                 loss = model(**batch)["loss"]
             loss.backward()
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             done += 1
-            if done == steps:
+            if done == count:
                 return
 
 
@@ -87,46 +89,32 @@ CONTENDERS: dict[str, Callable[[Classifier, ImageSet, int, int, bool], None]] = 
 }
 
 
-def seconds(name: str, options: argparse.Namespace, data: ImageSet, steps: int) -> float:
-    """CPU time of a whole run."""
+def seconds(name: str, options: argparse.Namespace, data: ImageSet, count: int) -> float:
+    """CPU time of a whole run of `count` steps."""
     model = classifier(create(options.arch, seed=0, image_size=options.image_size), CLASSES)
     start = time.process_time()
-    CONTENDERS[name](model, data, steps, options.batch_size, options.bf16)
+    CONTENDERS[name](model, data, count, options.batch_size, options.bf16)
     return time.process_time() - start
+
+
+def step(name: str, options: argparse.Namespace, data: ImageSet) -> float:
+    """CPU milliseconds."""
+    cost = seconds(name, options, data, SHORT + options.steps) - seconds(name, options, data, SHORT)
+    return 1000 * cost / float(options.steps)
 
 
 def main(argv: list[str]) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = steps.options(__doc__, image_size=64, batch_size=32, repeats=5)
     parser.add_argument("--arch", default="resnet18", help="of a thin one the loop's own work is a larger part")
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--steps", type=int, default=60, help="steps that are counted")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     data = images(4 * options.batch_size, options.image_size)
-    short = 4
-    costs: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    print(f"{machine()}; torch {torch.__version__}, {options.threads} threads")
     for name in CONTENDERS:
         seconds(name, options, data, 2)  # imports, first calls
-    for repeat in range(options.repeats):
-        for name, measured in costs.items():
-            cost = seconds(name, options, data, short + options.steps) - seconds(name, options, data, short)
-            measured.append(1000 * cost / options.steps)
-            print(f"{repeat + 1} of {options.repeats}, {name}: {measured[-1]:.2f} ms a step", file=sys.stderr)
-    precision = "bf16" if options.bf16 else "float32"
-    print(f"{options.arch} at {options.image_size} px, batch {options.batch_size}, {precision}; "
-          f"CPU ms a step, median of {options.repeats} (lowest–highest)")  # fmt: skip
-    base = Spread.of(costs["bare PyTorch loop"]).median
-    for name, measured in costs.items():
-        spread = Spread.of(measured)
-        print(f"{name:20}{spread.show(2):26}{spread.median / base:.2f}")
-    ratio = Spread.of(costs["sslzoo.finetune"]).median / base
-    print(f"goal: at most {GOAL} x the bare loop: {'met' if ratio <= GOAL else 'MISSED'}")
+    measures = {name: partial(step, name, options, data) for name in CONTENDERS}
+    steps.compare(measures, options, options.arch, goal=GOAL)
     return 0
 
 

@@ -6,11 +6,10 @@ Same images, masks, optimizer and precision: forward, loss, backward and AdamW. 
 minute hits both. On a CPU its time, on a GPU the clock.
 """
 
-import argparse
-import contextlib
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from sslzoo.encoder import create
 from sslzoo.heads.segmenter import segmenter
 from sslzoo.joint import IGNORE
 
-from .measure import Spread, machine
+from . import steps
 
 CLASSES = 21
 GOAL = 1.1
@@ -48,59 +47,40 @@ def contenders(auxiliary: bool, size: int) -> dict[str, tuple[nn.Module, Loss]]:
 
 
 def step(loss: Loss, optimizer: torch.optim.Optimizer, images: Tensor, masks: Tensor, bf16: bool) -> float:
-    """Train once; returns the seconds it took."""
+    """Train once; returns the milliseconds it took."""
     device = images.device.type
     clock = time.process_time if device == "cpu" else time.perf_counter
     if device == "cuda":
         torch.cuda.synchronize()
     start = clock()
-    with torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext():
+    with steps.autocast(device, bf16):
         value: Any = loss(images, masks)
     value.backward()
     optimizer.step()
     optimizer.zero_grad()
     if device == "cuda":
         torch.cuda.synchronize()
-    return clock() - start
+    return 1000 * (clock() - start)
 
 
 def main(argv: list[str]) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image-size", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=2)
+    parser = steps.options(__doc__, image_size=128, batch_size=2, repeats=7)
     parser.add_argument("--auxiliary", action="store_true", help="with the second decoder")
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    print(f"{machine()}; torch {torch.__version__}, {options.device}, {options.threads} threads")
     generator, side = torch.Generator().manual_seed(0), options.image_size
     images = torch.randn(options.batch_size, 3, side, side, generator=generator).to(options.device)
     masks = torch.randint(0, CLASSES, (options.batch_size, side, side), generator=generator).to(options.device)
-    found = contenders(options.auxiliary, side)
-    ready = {}
-    for name, (network, loss) in found.items():
+    measures = {}
+    for name, (network, loss) in contenders(options.auxiliary, side).items():
         network.to(options.device)
-        ready[name] = (loss, torch.optim.AdamW(network.parameters(), fused=True))
-    costs: dict[str, list[float]] = {name: [] for name in ready}
-    for repeat in range(1 + options.repeats):  # the first, with its allocations, does not count
-        for name, (loss, optimizer) in ready.items():
-            cost = 1000 * step(loss, optimizer, images, masks, options.bf16)
-            costs[name] += [cost] if repeat else []
-            print(f"{repeat} of {options.repeats}, {name}: {cost:.1f} ms a step", file=sys.stderr)
-    kind = "CPU ms" if options.device == "cpu" else "ms"
-    precision = "bf16" if options.bf16 else "float32"
-    print(f"batch {options.batch_size} at {side} px, {precision}; {kind} a step, median of {options.repeats} "
-          "(lowest–highest)")  # fmt: skip
-    base = Spread.of(costs[THEIRS]).median
-    for name, measured in costs.items():
-        spread = Spread.of(measured)
-        print(f"{name:32}{spread.show(1):30}{spread.median / base:.2f}")
-    ratio = Spread.of(costs[OURS]).median / base
-    print(f"goal: at most {GOAL} x torchvision's: {'met' if ratio <= GOAL else 'MISSED'}")
+        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+        measures[name] = partial(step, loss, optimizer, images, masks, options.bf16)
+        measures[name]()  # with its allocations
+    clock = "CPU ms" if options.device == "cpu" else "ms"
+    steps.compare(measures, options, "deeplabv3, ResNet-50", goal=GOAL, clock=clock)
     return 0
 
 

@@ -8,12 +8,14 @@ import sslzoo
 from sslzoo import weights, zoo
 from sslzoo.zoo import TABLE
 from sslzoo_evaluations import cards
+from sslzoo_evaluations.__main__ import main
 from sslzoo_evaluations.cards import CardsError, stale_files
 from sslzoo_evaluations.results import Result, append
 
 ID = "byol-resnet18quarter-cifar10"
 DIGEST = "ab" * 32
 ROW = Result(ID, "linear", "cifar10", "top1", 0.6, 0, 100, 50, DIGEST, "", "1a2b3c4", "2026-01-31")
+TABLES = ("results", "low-shot", "segmentation", "detection")
 MODEL = {"sha256": DIGEST, "summary": "S."}
 
 
@@ -30,7 +32,7 @@ def root(tmp_path, zoo_toml):
         (tmp_path / name).mkdir()
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "sslzoo" / "zoo.toml").write_text(zoo_toml({ID: MODEL}))
-    marks = [f"<!-- {name}:{end} -->" for name in ("results", "low-shot") for end in ("begin", "end")]
+    marks = [f"<!-- {name}:{end} -->" for name in TABLES for end in ("begin", "end")]
     (tmp_path / "README.md").write_text("\n".join(["before", *marks, "after", ""]))
     encoder = sslzoo.create("resnet18quarter", seed=0, image_size=64)
     recipe = {"arch": "resnet18quarter", "epochs": 30, "batch_size": 128, "seed": 0, "image_size": 64}
@@ -49,7 +51,7 @@ def root(tmp_path, zoo_toml):
 @pytest.fixture
 def write(root, monkeypatch):
     monkeypatch.setattr(cards, "CHECKOUT", root)
-    return lambda: cards.main([])
+    return lambda: main(["cards"])
 
 
 def test_writing_makes_everything_fresh(root, write, capsys):
@@ -65,7 +67,8 @@ def test_tables_show_current_weights_only(root, write):
     write()
     readme, card = (root / "README.md").read_text(), (root / "hub_cards" / f"{ID}.md").read_text()
     assert readme.startswith("before\n<!-- results:begin -->\n| top-1")
-    assert readme.endswith("<!-- results:end -->\n<!-- low-shot:begin -->\n\n<!-- low-shot:end -->\nafter\n")
+    empty = "".join(f"<!-- {name}:begin -->\n\n<!-- {name}:end -->\n" for name in TABLES[1:])
+    assert readme.endswith(f"<!-- results:end -->\n{empty}after\n")
     for text in (readme, card):
         assert text.index("60.0 %") < text.index("40.0 %") < text.index("30.0 %")
         assert "99.0 %" not in text  # measured on weights that the zoo no longer has

@@ -9,6 +9,7 @@ from PIL import Image
 import sslzoo
 from sslzoo.encoder import Encoder
 from sslzoo_evaluations import low_shot
+from sslzoo_evaluations.__main__ import main
 from sslzoo_evaluations.low_shot import Job, curves, in_memory, table
 from sslzoo_evaluations.protocol import open_splits
 from sslzoo_evaluations.results import Result, read
@@ -97,34 +98,34 @@ def test_other_settings_or_weights_are_measured_again(folder: Path, run: Path, t
 
 def test_one_number_is_what_one_gets_by_hand(folder: Path, run: Path) -> None:
     train, test = (in_memory(images) for images in open_splits(folder))
-    bench = low_shot.Bench(str(run), train, test, 20, 8, 1, "cpu")
+    bench = low_shot.Bench(str(run), "shades", train, test, 20, 8, 1, "cpu")
     job = Job("finetune", 0.5, 0)
     part = bench.part(job)
     assert train.labels is not None
     assert np.bincount(train.labels[part]).tolist() == [10, 10]
     assert not np.array_equal(part, bench.part(replace(job, seed=1)))
-    assert low_shot.finetuned_accuracy(bench, bench.subject(job), job) == 1.0  # bright and dark: easy
+    assert low_shot.finetuned_accuracy(bench, bench.trial(job).subject, job) == 1.0  # bright and dark: easy
     shifted = in_memory(test)
     assert test.labels is not None
     shifted.labels = 1 - test.labels
     wrong = replace(bench, test=shifted)
-    assert low_shot.finetuned_accuracy(wrong, wrong.subject(job), job) == 0.0
-    accuracy, chosen = low_shot.Probe(bench, bench.subject(job)).accuracy(replace(job, kind="probe"))
+    assert low_shot.finetuned_accuracy(wrong, wrong.trial(job).subject, job) == 0.0
+    accuracy, chosen = low_shot.Probe(bench, bench.trial(job).subject).accuracy(replace(job, kind="probe"))
     assert accuracy == 1.0
     assert chosen.startswith("weight_decay=")
 
 
 def test_from_scratch_is_the_same_network_with_weights_of_its_seed(folder: Path, run: Path) -> None:
     train, test = open_splits(folder)
-    bench = low_shot.Bench(str(run), train, test, 1, 4, 1, "cpu")
-    scratch, pretrained = bench.subject(Job("scratch", 1, 3)), bench.subject(Job("finetune", 1, 3))
+    bench = low_shot.Bench(str(run), "shades", train, test, 1, 4, 1, "cpu")
+    scratch, pretrained = (bench.trial(Job(kind, 1, 3)).subject for kind in ("scratch", "finetune"))
     assert isinstance(scratch.encode, Encoder)
     assert isinstance(pretrained.encode, Encoder)
     assert scratch.name == NETWORK
     assert scratch.encode.input_size == pretrained.encode.input_size
     expected = sslzoo.create("resnet18quarter", seed=3, image_size=32)
     assert torch.equal(scratch.encode.model.conv1[0].weight, expected.model.conv1[0].weight)  # type: ignore[index,union-attr]
-    assert scratch.sha256 != bench.subject(Job("scratch", 1, 4)).sha256
+    assert scratch.sha256 != bench.trial(Job("scratch", 1, 4)).subject.sha256
 
 
 def test_the_table_has_mean_and_standard_deviation() -> None:
@@ -150,7 +151,7 @@ def test_what_cannot_be_fine_tuned(
     folder: Path, tmp_path: Path, model: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "r.csv"
-    assert low_shot.main([model, "--data", str(folder), "--results", str(file), "--device", "cpu"]) == 1
+    assert main(["low_shot", model, "--data", str(folder), "--results", str(file), "--device", "cpu"]) == 1
     assert message in capsys.readouterr().err
     assert not file.exists()
 

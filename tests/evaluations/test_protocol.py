@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 import sslzoo
 from sslzoo.transforms import RandomCrop
 from sslzoo_evaluations import knn, linear
+from sslzoo_evaluations.__main__ import main
 from sslzoo_evaluations.protocol import features, measure, open_splits
 from sslzoo_evaluations.results import read
 from sslzoo_evaluations.subjects import EvaluationError, mirrored, open_subject
@@ -154,7 +155,7 @@ def test_a_run_is_not_taken_for_the_zoos_model(folder, tmp_path):
     ],
 )
 def test_unknown_models_are_errors(folder, tmp_path, capsys, model, message):
-    assert knn.main([model, "--data", str(folder), "--results", str(tmp_path / "r.csv")]) == 1
+    assert main(["knn", model, "--data", str(folder), "--results", str(tmp_path / "r.csv")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "r.csv").exists()
 

@@ -12,10 +12,12 @@ import sslzoo
 from sslzoo.heads.segmentations import PackedMasks, Segmentations
 from sslzoo.joint import IGNORE
 from sslzoo_evaluations import segmentation
+from sslzoo_evaluations.__main__ import main
 from sslzoo_evaluations.results import Result, read
 from sslzoo_evaluations.segmentation import overlap, table
 from sslzoo_evaluations.speed import segment
 from sslzoo_evaluations.subjects import EvaluationError
+from sslzoo_evaluations.transfer import Job
 
 ROW = Result("m", "segmentation-fcn", "camvid", "miou", 0.5, 0, 9, 5, "ab", "steps=5", "1a2b3c4", "2026-01-31")
 NETWORK = "random:resnet18quarter@32"
@@ -75,7 +77,7 @@ def test_scratch_has_weights_of_its_seed(folder: Path, run: Path, tmp_path: Path
     options = segmentation._parse(words(run, folder, tmp_path))
     train = sslzoo.open_masks(folder / "train")
     bench = segmentation.Bench(str(run), "digits", train, train, options)
-    scratch = bench.subject(segmentation.Job("fcn", "scratch", 3))
+    scratch = bench.trial(Job("fcn", "scratch", 3)).subject
     expected = sslzoo.create("resnet18quarter", seed=3, image_size=32)
     assert torch.equal(scratch.encode.model.conv1[0].weight, expected.model.conv1[0].weight)  # type: ignore[index,union-attr]
     assert scratch.name == NETWORK
@@ -113,7 +115,7 @@ def test_camvids_classes_are_known_and_its_void_is_ignored(scenes: Callable[...,
 
 def test_what_cannot_be_fine_tuned(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for model, message in (("pixels", "no weights to fine-tune"), ("nonsense", "Unknown model 'nonsense'")):
-        assert segmentation.main([model, *words(tmp_path, folder, tmp_path)[1:]]) == 1
+        assert main(["segmentation", model, *words(tmp_path, folder, tmp_path)[1:]]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "r.csv").exists()
 
@@ -122,8 +124,9 @@ def test_the_table_has_mean_and_standard_deviation() -> None:
     rows = [replace(ROW, seed=seed, value=value) for seed, value in enumerate((0.5, 0.6, 0.7))]
     rows += [replace(ROW, model=NETWORK, value=0.2), replace(ROW, protocol="segmentation-unet")]
     rows += [replace(ROW, metric="pixel_accuracy", value=0.9)]
+    rows += [replace(ROW, protocol="linear", metric="top1")]
     assert table(rows).splitlines() == [
-        f"| mean IoU | `m` | `{NETWORK}` |",
+        f"| mean IoU on CamVid, test | `m` | `{NETWORK}` |",
         "| --- | ---: | ---: |",
         "| fcn | 60.0 % ± 10.0 | 20.0 % |",
         "| unet | 50.0 % | – |",
@@ -131,7 +134,7 @@ def test_the_table_has_mean_and_standard_deviation() -> None:
 
 
 def test_the_benchmark_trains_both(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    costs = iter([9.0, 9.0, 1.0, 1.05, 1.0, 1.3, 1.0, 1.08])
+    costs = iter([9000.0, 9000.0, 1000.0, 1050.0, 1000.0, 1300.0, 1000.0, 1080.0])
     small = torch.nn.Conv2d(1, 1, 1)
     monkeypatch.setattr(
         segment, "contenders", lambda *a: {segment.THEIRS: (small, small), segment.OURS: (small, small)}
@@ -140,7 +143,7 @@ def test_the_benchmark_trains_both(capsys: pytest.CaptureFixture[str], monkeypat
     assert segment.main(["--image-size", "64", "--repeats", "3", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "1080.0 (1050.0–1300.0)" in out
-    assert "goal: at most 1.1 x torchvision's: met" in out
+    assert "goal: at most 1.1 x torchvision deeplabv3_resnet50: met" in out
 
 
 def test_both_have_the_same_loss_with_the_same_weights() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslzoo_evaluations.speed import embed, methods, pretrain, startup
+from sslzoo_evaluations.speed import detection, embed, finetune, methods, pretrain, startup, steps
 from sslzoo_evaluations.speed.measure import ChildError, Cost, Spread, confined, run_child
 
 BURN = "import time\nwhile time.process_time() < {seconds}: pass"
@@ -141,6 +141,32 @@ def test_a_step_beside_its_bare_form(monkeypatch, tmp_path):
         "byol", "4.00", "(3.00–5.00)", "1.50", "(1.20–1.60)", "MISSED",
     ]  # fmt: skip
     assert not methods.row("byol", [(1.2, 4.0)]).endswith("MISSED")
+
+
+def test_steps_are_compared_with_the_first_contender():
+    costs = {"theirs": [10.0, 12.0, 11.0], "ours": [12.0, 99.0, 12.1]}
+    theirs, ours, goal = steps.table(costs, goal=1.1).splitlines()
+    assert theirs.split() == ["theirs", "11.0", "(10.0–12.0)", "1.00"]
+    assert ours.split() == ["ours", "12.1", "(12.0–99.0)", "1.10"]
+    assert goal == "goal: at most 1.1 x theirs: met"
+    assert steps.table(costs, goal=1.09).endswith("MISSED")
+
+
+def test_contenders_take_turns(capsys):
+    turns = []
+    told = steps.options("", image_size=8, batch_size=2, repeats=2).parse_args(["--bf16"])
+    measures = {name: lambda name=name: turns.append(name) or 1.0 for name in ("theirs", "ours")}
+    steps.compare(measures, told, "a network", goal=1.0)
+    assert turns == ["theirs", "ours", "theirs", "ours"]
+    assert "a network at 8 px, batch 2, bf16; CPU ms a step, median of 2" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", [finetune, detection])
+def test_steps_end_to_end(benchmark, capsys):
+    words = ["--steps", "1", "--repeats", "1", "--image-size", "64", "--batch-size", "4"]
+    assert benchmark.main(words) == 0
+    assert "goal: at most" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -267,10 +267,11 @@ def test_the_loss_is_minus_the_estimate_of_the_halves(estimator: str, shared: bo
     assert sum(p.numel() for p in method.parameters()) == (1 if shared else 2) * one + critic
     if not shared:
         other.conv1[0].weight.data.mul_(-1)  # g2 is not g1
-    x, y = method.encoder(images[:, :, :16]), other(images[:, :, 16:])
+    second = images.roll(1, 0) + 0.5
+    x, y = method.encoder(images[:, :, :16]), other(second[:, :, 16:])
     scores = method.critic(x, y)
     expected = -by_loops(estimator, scores)
-    out = method([images], torch.arange(6))
+    out = method([images, second], torch.arange(6))
     assert out["loss"].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
     torch.testing.assert_close(out["embedding"], x.detach())
     out["loss"].backward()
@@ -287,18 +288,18 @@ def test_the_loss_is_minus_the_estimate_of_the_halves(estimator: str, shared: bo
 def test_both_halves_learn(images: Tensor) -> None:
     method = MutualInformation(thin_encoder(), split="columns").train()
     images.requires_grad_()
-    method([images], torch.arange(6))["loss"].backward()
+    method([images, images], torch.arange(6))["loss"].backward()
     assert images.grad is not None
     assert all(half.abs().sum() > 0 for half in halves(images.grad, "columns"))
 
 
 def test_a_target_is_approached_from_both_sides(images: Tensor) -> None:
     upwards = MutualInformation(thin_encoder()).train()
-    estimate = upwards([images], torch.arange(6))["nats"].item()
+    estimate = upwards([images, images], torch.arange(6))["nats"].item()
     for target in (estimate - 0.5, estimate + 0.5):
         method = MutualInformation(thin_encoder(), target=target).train()
         method.critic.load_state_dict(upwards.critic.state_dict())
-        assert method([images], torch.arange(6))["loss"].item() == pytest.approx(0.5, rel=1e-4)
+        assert method([images, images], torch.arange(6))["loss"].item() == pytest.approx(0.5, rel=1e-4)
 
 
 def test_scores_are_float32_under_autocast(images: Tensor) -> None:
@@ -306,7 +307,7 @@ def test_scores_are_float32_under_autocast(images: Tensor) -> None:
     seen: list[Tensor] = []
     method.critic.register_forward_hook(lambda _, inputs, scores: seen.extend([*inputs, scores]))
     with torch.autocast("cpu", torch.bfloat16):
-        out = method([images], torch.arange(6))
+        out = method([images, images], torch.arange(6))
     assert {tensor.dtype for tensor in [*seen, out["loss"]]} == {torch.float32}
 
 

@@ -148,6 +148,8 @@ def halves(images: Tensor, split: str) -> tuple[Tensor, Tensor]:
 class MutualInformation(Method):
     """Maximise a lower bound on the mutual information of what two networks make of the two halves of an image.
 
+    The one half is cut from the first view, the other from the second.
+
     With estimator "infonce", critic "inner" and a shared encoder this is the multi-class N-pair loss, log K - I_NCE,
     and with "triplet" and "distance" the triplet loss (Sec. 4).
 
@@ -167,7 +169,9 @@ class MutualInformation(Method):
         2020,
         "https://arxiv.org/abs/1907.13625",
     )
-    VIEWS = (View(size=224, scale=(1.0, 1.0), ratio=(1.0, 1.0)),)  # no augmentation; both halves come from one view
+    # The paper augments nothing: both views are the image, and their halves its halves. Two crops with colours of their
+    # own leave less to find that is on both sides of a cut and says nothing of the picture: a texture, the light.
+    VIEWS = 2 * (View(size=224, scale=(1.0, 1.0), ratio=(1.0, 1.0)),)
 
     def __init__(
         self,
@@ -193,7 +197,7 @@ class MutualInformation(Method):
         return "infomax" if settings["estimator"] == "js" else str(settings["estimator"])
 
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
-        x, y = halves(views[0], self.split)
+        x, y = halves(views[0], self.split)[0], halves(views[1], self.split)[1]
         x, y = self.encoder(x), (self.other_encoder or self.encoder)(y)  # (n, D) each
         with torch.autocast(x.device.type, enabled=False):  # bf16 has 8 bits, and scores go into exponents
             every_y, first = gather_over_processes(y.float())  # (K, D): the negatives are those of all processes
