@@ -266,10 +266,10 @@ def build(encoder: Encoder | str | Path, source: Any) -> Classifier:
 def load(folder: Path, *, device: torch.device | str = "cpu") -> Classifier:
     """Load a saved classifier: see `sslzoo.load_model`."""
     config = weights.read_model_config(folder)
-    state = weights.read_state(folder, timm_layout.timm_network(config).state_dict())
-    network = {key: value for key, value in config.items() if key != "label_names"}
-    encoder, head = timm_layout.from_timm(network | {"sslzoo": config["sslzoo"]["encoder"]}, state)
-    return Classifier(encoder, head, **common.saved(config)).to(device)
+    with common.described(folder, "classifier"):
+        state = weights.read_state(folder, timm_layout.timm_network(config).state_dict())
+        encoder, head = timm_layout.from_timm(common.encoder_config(config), state)
+        return Classifier(encoder, head, **common.saved(config)).to(device)
 
 
 def card(config: Mapping[str, Any], place: snippets.Place) -> TaskCard:

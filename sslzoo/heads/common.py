@@ -1,6 +1,8 @@
 """What heads of all tasks do alike: name encoder and classes, freeze, save, push, and say where tensors came from."""
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -187,6 +189,31 @@ def saved(config: Mapping[str, Any]) -> dict[str, Any]:
         "encoder_id": block.get("encoder_id"),
         "finetuning": block.get("finetuning"),
     }
+
+
+def sslzoo_config(encoder: Encoder) -> dict[str, Any]:
+    """The config of an encoder for a model that other libraries have no class for."""
+    # without a model type transformers would load it as an encoder, with random weights
+    return {**copy.deepcopy(encoder.config), "model_type": "sslzoo"}
+
+
+def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the encoder within a model's."""
+    own = {key: value for key, value in config.items() if key not in ("label_names", "model_type")}
+    return own | {"sslzoo": config["sslzoo"]["encoder"]}
+
+
+@contextmanager
+def described(folder: Path, what: str) -> Iterator[None]:
+    """Build a model as its config.json describes it.
+
+    Raises:
+        sslzoo.weights.WeightsError: Something is missing there, or no such thing can be built.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise weights.WeightsError(f"{folder / weights.CONFIG} does not describe a {what}: {error!r}.") from error
 
 
 def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int:

@@ -202,8 +202,8 @@ def fcos(encoder: Encoder, num_classes: int, settings: Settings) -> FCOS:
 def _kept(image_size: int) -> int:
     """Proposals of an image that the last stage sees: as many of all anchors as the papers keep, where 1000 are usual.
 
-    A small image has fewer than 1000 anchors on a map of stride 16. If all were kept, the region proposal network would
-    leave nothing out, and the last stage would have to tell objects from their parts: of a few places, these look alike.
+    A small image has fewer than 1000 anchors on a map of stride 16. Were all of them kept, the region proposal network
+    would leave nothing out, and the last stage had to tell objects from parts of them, which look alike on few places.
     """
     return min(USUAL_PROPOSALS, max(MOST, round(USUAL_PROPOSALS * (image_size / USUAL_SIZE) ** 2)))
 

@@ -5,7 +5,6 @@ sslzoo.finetune(model, "BCCD/ImageSets/Main/train.txt", "BCCD/ImageSets/Main/val
 sslzoo.load_model("run").predict("cells.jpg")
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -189,9 +188,7 @@ class Detector(TaskModel):
 
     def contents(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
         """See `TaskModel`."""
-        config = copy.deepcopy(self.encoder.config)
-        config["model_type"] = "sslzoo"  # else transformers would load it as an encoder, with random weights
-        return config, self.network.state_dict(), {"settings": asdict(self.settings)}
+        return common.sslzoo_config(self.encoder), self.network.state_dict(), {"settings": asdict(self.settings)}
 
     def extra_repr(self) -> str:
         """One line about the detector, within PyTorch's own listing."""
@@ -384,16 +381,11 @@ def build(
 def load(folder: Path, *, device: torch.device | str = "cpu") -> Detector:
     """Load a saved detector: see `sslzoo.load_model`."""
     config = weights.read_model_config(folder)
-    block, names, known = config["sslzoo"], config.get("label_names") or [], common.saved(config)
-    try:
-        settings = Settings(**block["settings"])
-        config = {key: value for key, value in config.items() if key not in ("label_names", "model_type")}
-        network = build_network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
-        made = Detector(
-            Encoder(network, config | {"sslzoo": block["encoder"]}), len(names), settings, **known
-        )  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise weights.WeightsError(f"{folder / weights.CONFIG} does not describe a detector: {error!r}.") from error
+    with common.described(folder, "detector"):
+        own, settings = common.encoder_config(config), Settings(**config["sslzoo"]["settings"])
+        network = build_network(own["architecture"], own["pretrained_cfg"], own["model_args"], seed=0)
+        k = len(config["label_names"])
+        made = Detector(Encoder(network, own), k, settings, **common.saved(config))
     made.network.load_state_dict(weights.read_state(folder, made.network.state_dict()))
     return made.to(device)
 

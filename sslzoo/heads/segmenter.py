@@ -5,7 +5,6 @@ sslzoo.finetune(model, "scenes/train", "scenes/val", out="run")     # folders wi
 sslzoo.load_model("run").predict("photo.jpg").save("photo-classes.png")
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sslzoo import encoder as encoders
 from sslzoo import joint, snippets, weights
 from sslzoo.class_table import Colour, palette
 from sslzoo.data import ImageSet, open_images
-from sslzoo.encoder import Encoder
+from sslzoo.encoder import Encoder, build_network
 from sslzoo.heads import Defaults, TaskCard, common, decoders, segmentation_losses
 from sslzoo.heads.common import TaskModel, listed
 from sslzoo.heads.reading import read_batches
@@ -170,7 +168,7 @@ class Segmenter(TaskModel):
     def contents(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
         """See `TaskModel`."""
         own = {"colours": [list(colour) for colour in self.colours], "settings": asdict(self.settings)}
-        return copy.deepcopy(self.encoder.config), self.state_dict(), own
+        return common.sslzoo_config(self.encoder), self.state_dict(), own
 
     def extra_repr(self) -> str:
         """One line about the segmenter, within PyTorch's own listing."""
@@ -383,14 +381,13 @@ def build(
 def load(folder: Path, *, device: torch.device | str = "cpu") -> Segmenter:
     """Load a saved segmenter: see `sslzoo.load_model`."""
     config = weights.read_model_config(folder)
-    known, block, names = common.saved(config), config.pop("sslzoo"), config.pop("label_names")
-    network = encoders.build_network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
-    settings = Settings(**{**block["settings"], "image_size": tuple(block["settings"]["image_size"])})
-    with torch.random.fork_rng(devices=[]):  # its random weights are replaced
-        model = Segmenter(
-            Encoder(network, config | {"sslzoo": block["encoder"]}), len(names), settings,
-            colours=[tuple(colour) for colour in block["colours"]], **known,
-        )  # fmt: skip
+    with common.described(folder, "segmenter"), torch.random.fork_rng(devices=[]):  # its random weights are replaced
+        block, own = config["sslzoo"], common.encoder_config(config)
+        settings = Settings(**{**block["settings"], "image_size": tuple(block["settings"]["image_size"])})
+        network = build_network(own["architecture"], own["pretrained_cfg"], own["model_args"], seed=0)
+        colours = [tuple(colour) for colour in block["colours"]]
+        k = len(config["label_names"])
+        model = Segmenter(Encoder(network, own), k, settings, colours=colours, **common.saved(config))
     model.load_state_dict(weights.read_state(folder, model.state_dict()))
     return model.to(device)
 
