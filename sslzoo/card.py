@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from sslzoo import snippets
+from sslzoo.resnets import OWN
 from sslzoo.zoo import ModelInfo
 
 Row = Mapping[str, Any]
@@ -243,6 +244,8 @@ def _trained_elsewhere(block: Row, upstream: Row) -> str:
 def _published(config: Row) -> str:
     """The authors' own figure, which is no measurement of this project: it stays out of tables and metadata."""
     published = config["sslzoo"]["upstream"]["published"]
+    if published is None:
+        return "No accuracy of a linear probe on ImageNet is known of it."
     return (
         f"Its authors state {published['linear_top1_percent']} % top-1 on {data_title(published['data'])} for a linear "
         f"probe ({published['source']}). That is their figure, of their protocol: it was not measured here, and should "
@@ -318,8 +321,8 @@ def _limits(config: Row) -> str:
         limits.append(
             f"{epochs} epochs are few: published results on CIFAR-10 come from 200 to 1000, mostly of larger networks."
         )
-    if upstream := _upstream(config):
-        limits += _limits_elsewhere(block, upstream)
+    if _upstream(config):
+        limits += _limits_elsewhere(config)
     if _fixed_size(config):
         limits.append(f"It takes images of {size[1]}×{size[2]} pixels only.")
     if snippets.sees_top_half(config):
@@ -331,8 +334,9 @@ def _limits(config: Row) -> str:
     return "\n".join(f"- {line}" for line in limits)
 
 
-def _limits_elsewhere(block: Row, upstream: Row) -> list[str]:
-    limits = [upstream["note"]] if upstream["note"] else []
+def _limits_elsewhere(config: Row) -> list[str]:
+    block = config["sslzoo"]
+    limits = [block["upstream"]["note"]] if block["upstream"]["note"] else []
     if block.get("padding"):
         limits.append(
             "Its layers of stride 2 pad as TensorFlow does, an even image by one pixel more at its right and bottom. "
@@ -346,6 +350,17 @@ def _limits_elsewhere(block: Row, upstream: Row) -> list[str]:
             "Its last stage keeps the resolution of the one before it. sslzoo builds it so. Other libraries read the "
             "same folder but halve the resolution there: their features differ by some 15 % (L2). "
             "`sslzoo.resnets.adapt` mends their network."
+        )
+    if block.get("sobel"):
+        limits.append(
+            "It sees the edges of an image: two Sobel filters of its grey values, which its authors have inside of the "
+            "network. sslzoo has them there too, and takes colour images. Other libraries read the same folder but "
+            "build a network of two channels, which refuses colour images. `sslzoo.resnets.adapt` mends their network."
+        )
+    if own := OWN.get(config["architecture"]):
+        limits.append(
+            "Other libraries have no such network; timm knows it where `sslzoo.resnets` is imported. "
+            f"It is timm's {own}."
         )
     limits.append(
         "The conversion is tested on files of the published structure with random weights, not on its authors' own."

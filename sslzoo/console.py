@@ -1,5 +1,6 @@
 """What the command lines share: plain help, and errors that users can mend as one line instead of a traceback."""
 
+import warnings
 from types import TracebackType
 from typing import Any
 
@@ -10,7 +11,7 @@ PACKAGES = ("sslzoo", "sslzoo_training", "sslzoo_evaluations")
 
 
 def new_app(**settings: Any) -> typer.Typer:
-    """Make an empty typer app. A user's error ends it with one line on stderr and exit code 1."""
+    """Make an empty typer app. A user's error ends it with one line on stderr and exit code 1; a warning is a line."""
     return typer.Typer(
         cls=_Commands,
         add_completion=False,
@@ -23,6 +24,7 @@ def new_app(**settings: Any) -> typer.Typer:
 
 class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
+        before, warnings.formatwarning = warnings.formatwarning, _one_line
         try:
             return super().invoke(ctx)
         except Exception as error:
@@ -30,6 +32,13 @@ class _Commands(TyperGroup):
                 raise
             typer.echo(f"error: {message(error)}", err=True)
             raise typer.Exit(1) from error
+        finally:
+            warnings.formatwarning = before
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning without a line of code, which says nothing to who calls a command."""
+    return f"warning: {message}\n"
 
 
 def is_users(error: Exception) -> bool:

@@ -20,6 +20,7 @@ from sslzoo.upstream import Checkpoint, CheckpointError
 from sslzoo.zoo import ModelInfo, Upstream
 
 COUNTER = ".num_batches_tracked"
+UNUSED = "pre_logits."  # layers of timm's VGG that no encoder uses: see `sslzoo.encoder.Encoder`
 
 
 class ConversionError(weights.WeightsError):
@@ -47,6 +48,7 @@ def make_config(info: ModelInfo) -> dict[str, Any]:
         "licence": info.licence,
         **({"padding": known.padding} if known.padding else {}),
         **({"last_stride": known.last_stride} if known.last_stride != 2 else {}),
+        **({"sobel": True} if known.sobel else {}),
         "upstream": {
             "id": info.id,
             "summary": info.summary,
@@ -55,12 +57,15 @@ def make_config(info: ModelInfo) -> dict[str, Any]:
             "paper_url": info.paper_url,
             "epochs": info.epochs,
             "hardware": info.hardware,
-            "published": {"linear_top1_percent": known.accuracy, "data": "imagenet", "source": known.accuracy_source},
+            "published": _published(known),
             "note": known.note,
         },
     }
     config = copy.deepcopy(_network_config(info.arch, info.input_size))
     config["sslzoo"] |= block
+    if known.sobel:  # a first convolution of two channels, which timm shall not adapt to three
+        config["model_args"]["in_chans"] = 2
+        config["pretrained_cfg"]["first_conv"] = None
     config["pretrained_cfg"] |= {
         "tag": f"{info.method}_{info.data}",
         "mean": list(known.mean),
@@ -69,6 +74,12 @@ def make_config(info: ModelInfo) -> dict[str, Any]:
         "crop_pct": known.crop_pct,
     }
     return config
+
+
+def _published(known: Upstream) -> dict[str, Any] | None:
+    if not known.accuracy:
+        return None
+    return {"linear_top1_percent": known.accuracy, "data": "imagenet", "source": known.accuracy_source}
 
 
 @cache
@@ -127,14 +138,16 @@ def expected(config: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def fitted(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The found tensors in the order and types of the wanted ones. Counts of batches that a source lacks are 0.
+    """The found tensors in the order and types of the wanted ones.
+
+    Counts of batches that a source lacks are 0, and so are layers that no encoder uses.
 
     Raises:
         CheckpointError: One is missing, too much, of another shape, not finite, or a variance is negative.
     """
     counted = any(name.endswith(COUNTER) for name in found)
-    zeros = {} if counted else {n: torch.zeros((), dtype=t.dtype) for n, t in wanted.items() if n.endswith(COUNTER)}
-    found = {**found, **zeros}
+    lacking = [n for n in wanted if n.startswith(UNUSED) or (n.endswith(COUNTER) and not counted)]
+    found = {**found, **{n: torch.zeros(wanted[n].shape, dtype=wanted[n].dtype) for n in lacking}}
     problems = [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is too much" for name in found if name not in wanted]
     for name in wanted.keys() & found.keys():

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from huggingface_hub import get_session
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]  # see hub.py
@@ -51,6 +52,11 @@ def download(url: str, path: Path) -> None:
     _tag(partial).unlink(missing_ok=True)
 
 
+def file_name(url: str) -> str:
+    """Name of the file that a URL leads to: without what follows a question mark."""
+    return urlsplit(url).path.rpartition("/")[2]
+
+
 def _fetch(url: str, partial: Path) -> None:
     """Bring all of `url` into `partial`; tries again while that brings something."""
     if not url.startswith(("https://", "http://")):
@@ -88,7 +94,7 @@ def _stream(url: str, partial: Path) -> None:
         _check_space(partial, total, have)
         with (
             partial.open("ab") as file,
-            tqdm(desc=url.rpartition("/")[2][-40:], total=total, initial=have, unit="B", unit_scale=True) as bar,
+            tqdm(desc=file_name(url)[-40:], total=total, initial=have, unit="B", unit_scale=True) as bar,
         ):
             for chunk in response.iter_raw():  # as they come: what waits to fill a block would be lost
                 file.write(chunk)

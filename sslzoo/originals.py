@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from sslzoo import weights
 from sslzoo.conversion import convert, facts
-from sslzoo.downloads import DownloadError, download
+from sslzoo.downloads import DownloadError, download, file_name
 from sslzoo.zoo import ModelInfo, UpstreamFile
 
 HOME = "SSLZOO_HOME"
@@ -144,7 +144,7 @@ def _download(info: ModelInfo, files: tuple[UpstreamFile, ...]) -> tuple[Path, U
     reasons = []
     for file in files:
         # named by the whole URL: two models' files may have one name
-        name = f"{hashlib.sha256(file.url.encode()).hexdigest()[:16]}-{file.url.rpartition('/')[2][-60:]}"
+        name = f"{hashlib.sha256(file.url.encode()).hexdigest()[:16]}-{file_name(file.url)[-60:]}"
         path = home() / "downloads" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -165,7 +165,7 @@ def _matching(path: Path, files: tuple[UpstreamFile, ...]) -> UpstreamFile:
     """The published file that a user's file seems to be: of its name, else the first."""
     if not path.is_file():
         raise FileNotFoundError(2, "There is no such file", str(path))
-    named = [file for file in files if file.url.rpartition("/")[2] == path.name]
+    named = [file for file in files if file_name(file.url) == path.name]
     return (named or list(files))[0]
 
 

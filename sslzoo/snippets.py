@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sslzoo.resnets import settings
+from sslzoo.resnets import OWN, settings
 from sslzoo.weights import sees_lightness
 
 # Networks whose key names are torchvision's; variants with model_args and deep stems have no twin there.
@@ -80,7 +80,7 @@ def encoder_snippets(config: Mapping[str, Any], place: Place) -> list[str]:
     if not sees_lightness(config):
         snippets += [_pipeline(config, place)]
     snippets += [_torchvision(config, place), _smp(config, place)]
-    if settings(config):  # libraries that build such a network otherwise, and would give other features
+    if _adaptation(config)[1]:  # libraries that lack such a network, or would give other features
         snippets = snippets[:3]
     if sees_lightness(config):
         snippets[1:1] = [_LIGHTNESS]
@@ -106,7 +106,7 @@ def classifier_snippets(config: Mapping[str, Any], place: Place) -> list[str]:
         f"{_timm_model(place, change, imports)}logits = model(transform(image)[None])  # (1, number of classes)\n"
         'label = model.pretrained_cfg["label_names"][int(logits.argmax())]',
     ]
-    if change:  # transformers builds such a network otherwise, and would give other answers
+    if imports:  # transformers lacks such a network, or would give other answers
         return [code for code in snippets if code]
     answers = f'\nanswers = pipeline("image-classification", model={place.transformers})("photo.jpg")'
     pipeline = "" if sees_lightness(encoder) else ", pipeline"  # which takes colours only
@@ -184,11 +184,12 @@ def _timm_model(place: Place, change: str = "", imports: str = "") -> str:
 
 
 def _adaptation(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Code that mends timm's network where its authors built it otherwise, and the import it needs; or nothing."""
+    """Code that mends timm's network where its authors built it otherwise, and what has to be imported; or nothing."""
     arguments = ", ".join(f"{key}={_python(value)}" for key, value in settings(config).items())
-    if not arguments:
-        return "", ""
-    return f"adapt(model, {arguments})  # as its authors built it\n", "\nfrom sslzoo.resnets import adapt\n"
+    if arguments:
+        return f"adapt(model, {arguments})  # as its authors built it\n", "\nfrom sslzoo.resnets import adapt\n"
+    own = config["architecture"] in OWN
+    return "", "\nimport sslzoo.resnets  # timm learns of this network\n" if own else ""
 
 
 def _timm(config: Mapping[str, Any], place: Place) -> str:

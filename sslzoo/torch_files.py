@@ -1,20 +1,24 @@
 """Files of `torch.save`, read without running anything that is in them: both the zip form and the one before it.
 
-with open_torch("checkpoint_0099.pth.tar") as tree:
+with open_torch(Path("checkpoint_0099.pth.tar")) as tree:
     tree["state_dict"]["module.encoder.conv1.weight"].read()     # tensors are read when they are asked for
+with open_torch(Path("pretrained.zip"), member="resnet-10x3k.pth") as tree:     # a file within an archive
 
 `torch.load(weights_only=True)` runs nothing either, but it reads all of a file, inflates compressed members, and
 refuses files that hold a logger's history beside their weights.
 """
 
 import math
+import shutil
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 import torch
@@ -22,6 +26,9 @@ from torch import Tensor
 
 from sslzoo.pickles import NUMPY, Inert, Maker, Names, PickleError, read_pickle, sizes, table
 
+ZIP = b"PK\x03\x04"  # the first bytes of an archive
+# An archive may make so many bytes of each of its own: weights hardly compress.
+MOST_INFLATED = 4
 MAGIC = 0x1950A86A20F9469CFC6C  # the first thing in a file of the old form
 DTYPES = {
     "Float": torch.float32,
@@ -197,25 +204,68 @@ class _Old(_TorchFile):
 
 
 @contextmanager
-def open_torch(path: Path) -> Iterator[Any]:
+def open_torch(path: Path, *, member: str | None = None) -> Iterator[Any]:
     """Open a file of `torch.save`; its tensors are `Stored`, to be read before it is closed.
+
+    Args:
+        path: The file, or an archive that has it.
+        member: What it is called in the archive, whatever folder it lies in there.
 
     Raises:
         TorchFileError: Damaged, truncated, no such file, or it asks for what is not allowed.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        try:
-            if file.read(4) == b"PK\x03\x04":
-                with zipfile.ZipFile(file) as archive:
-                    yield _Zip(archive, size).tree(size)
+    try:
+        with path.open("rb") as file:
+            if member is None or not _is_archive(file):
+                yield _tree(file, path.stat().st_size)
             else:
-                file.seek(0)
-                yield _Old(file, size).tree()
-        except PickleError as error:
-            raise TorchFileError(str(error)) from error
-        except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-            raise TorchFileError(f"it is truncated, or damaged: {str(error) or type(error).__name__}.") from error
+                with TemporaryFile() as inflated:
+                    size = _inflate(file, path.stat().st_size, member, inflated)
+                    yield _tree(inflated, size)
+    except PickleError as error:
+        raise TorchFileError(str(error)) from error
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+        raise TorchFileError(f"it is truncated, or damaged: {str(error) or type(error).__name__}.") from error
+
+
+def _tree(file: Any, size: int) -> Any:
+    file.seek(0)
+    if file.read(4) == ZIP:
+        return _Zip(zipfile.ZipFile(file), size).tree(size)
+    file.seek(0)
+    return _Old(file, size).tree()
+
+
+def _is_archive(file: BinaryIO) -> bool:
+    """Whether it is a zip, but not one of torch.save."""
+    if file.read(4) != ZIP:
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
+
+
+def _inflate(file: BinaryIO, size: int, name: str, into: Any) -> int:
+    """Write a member of an archive, which is found by its name, into another file. Returns its size."""
+    with zipfile.ZipFile(file) as archive:
+        found = [member for member in archive.infolist() if PurePosixPath(member.filename).name == name]
+        if len(found) != 1:
+            names = ", ".join(repr(member.filename[:40]) for member in archive.infolist()[:8]) or "none"
+            raise TorchFileError(f"it has {len(found)} members {name!r} and needs one; there are: {names}.")
+        (member,) = found
+        parts = PurePosixPath(member.filename).parts
+        if ".." in parts or "/" in parts or "\\" in member.filename:
+            raise TorchFileError(f"member {member.filename[:80]!r} lies outside of its archive.")
+        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise TorchFileError(f"member {name!r} is encrypted, or compressed otherwise than archives of weights are.")
+        if member.file_size > MOST_INFLATED * size:
+            raise TorchFileError(
+                f"member {name!r} says that it has {member.file_size:,} bytes, the archive has {size:,}."
+            )
+        with archive.open(member) as content:
+            shutil.copyfileobj(content, into, 1 << 20)  # no more than it says that it has
+        if into.tell() != member.file_size:
+            raise TorchFileError(f"member {name!r} has {into.tell():,} bytes, not {member.file_size:,} as it says.")
+        return member.file_size
 
 
 def _storage(file: _TorchFile, pid: Any) -> Storage:

@@ -13,10 +13,17 @@ from html import escape
 from pathlib import Path
 from typing import Any, overload
 
+from sslzoo.measured import linear_accuracy
+
 TABLE = Path(__file__).with_name("zoo.toml")
 
 
-_KINDS: Mapping[type, str] = {str: "text", int: "an integer", float: "a number such as 0.5"}
+_KINDS: Mapping[type, str] = {
+    str: "text",
+    int: "an integer",
+    float: "a number such as 0.5",
+    bool: "true or false",
+}
 
 
 class UnknownModelError(ValueError):
@@ -50,7 +57,8 @@ class Upstream:
 
     Attributes:
         authors: Who published the weights, and where their licence is stated.
-        accuracy: Top-1 accuracy of a linear probe on ImageNet in percent, as published; never measured here.
+        accuracy: Top-1 accuracy of a linear probe on ImageNet in percent, as published; never measured here. 0.0 if
+            none is known.
         accuracy_source: Where that is published.
         mean: By channel, of pixels in [0, 1].
         std: By channel, of pixels in [0, 1].
@@ -59,6 +67,7 @@ class Upstream:
         files: The same weights in one or more files, in the order in which to try them.
         padding: See `sslzoo.resnets.adapt`; "" is timm's own.
         last_stride: See `sslzoo.resnets.adapt`.
+        sobel: See `sslzoo.resnets.adapt`.
         note: One sentence for the card on what a user should know, or "".
     """
 
@@ -72,6 +81,7 @@ class Upstream:
     files: tuple[UpstreamFile, ...]
     padding: str = ""
     last_stride: int = 2
+    sobel: bool = False
     note: str = ""
 
 
@@ -122,26 +132,37 @@ class ModelInfo:
 
     @property
     def published(self) -> str:
-        """Accuracy that its authors state, as tables show it; "" for models of this project, which cards have."""
-        return f"{self.upstream.accuracy:.1f} %" if self.upstream else ""
+        """Accuracy on ImageNet that its authors state, as tables show it; "" if none is known."""
+        return f"{self.upstream.accuracy:.1f} %" if self.upstream and self.upstream.accuracy else ""
+
+    @property
+    def measured(self) -> str:
+        """Accuracy of a linear probe on its own data set that this project has measured; "" if it has not."""
+        accuracy = linear_accuracy(self.id, self.data, self.sha256)
+        return "" if accuracy is None else f"{accuracy:.1%}".replace("%", " %")
 
     def __str__(self) -> str:
         facts = asdict(self)
         facts |= facts.pop("upstream") or {}
         files = facts.pop("files", ())
-        facts |= {"accuracy": f"{self.published} (published)"} if self.upstream else {}
+        facts |= {"accuracy": f"{self.published} (published)"} if self.published else {}
+        facts |= {"measured": f"{self.measured} (linear probe on {self.data}, here)"} if self.measured else {}
         facts = {name: value for name, value in facts.items() if value not in ("", 0)}
         facts |= {f"file {n}": f"{file['url']} ({file['bytes'] / 1e6:.0f} MB)" for n, file in enumerate(files, start=1)}
         width = max(map(len, facts))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
 
 
-_COLUMNS = ("id", "method", "arch", "data", "features", "params", "size", "licence", "published")
-_NUMBERS = ("features", "params", "size", "published")  # aligned to the right
+_COLUMNS = ("id", "method", "arch", "data", "features", "params", "size", "licence", "published", "measured")
+_NUMBERS = ("features", "params", "size", "published", "measured")  # aligned to the right
 
 
 class ModelTable(Sequence[ModelInfo]):
-    """Rows of the zoo: a sequence of `ModelInfo` that prints as a table, in a terminal and in a notebook."""
+    """Rows of the zoo: a sequence of `ModelInfo` that prints as a table, in a terminal and in a notebook.
+
+    "published" is what others state of a linear probe on ImageNet, "measured" what this project has measured on the
+    data of its row: figures of two kinds, not to be compared.
+    """
 
     def __init__(self, rows: Sequence[ModelInfo]) -> None:
         self._rows = tuple(rows)
@@ -201,6 +222,7 @@ def _cells(model: ModelInfo) -> tuple[str, ...]:
         f"{model.bytes / 1e6:.1f} MB",
         model.licence,
         model.published,
+        model.measured,
     )
 
 

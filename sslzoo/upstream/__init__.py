@@ -12,8 +12,10 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from sslzoo.resnets import SOBEL
 from sslzoo.torch_files import Stored
 
 
@@ -70,7 +72,7 @@ def split(tensors: Any, encoder: str, dropped: str) -> Checkpoint:
 
     Args:
         tensors: Name -> tensor in a file of `torch.save`.
-        encoder: Regular expression of the encoder's names; its one group is timm's name.
+        encoder: Regular expression of the encoder's names; its groups together are timm's name.
         dropped: Regular expression of the names of what is no part of it. The first expression wins.
 
     Raises:
@@ -84,14 +86,35 @@ def split(tensors: Any, encoder: str, dropped: str) -> Checkpoint:
         if match := re.fullmatch(encoder, str(name)):
             if not isinstance(tensor, Stored):
                 raise CheckpointError(f"{name!r} is no tensor but {type(tensor).__name__}.")
-            if match[1] in found:
-                raise CheckpointError(f"it has two tensors for {match[1]}; one of them is {name!r}.")
-            found[match[1]] = tensor.read()
+            timm_name = "".join(match.groups())
+            if timm_name in found:
+                raise CheckpointError(f"it has two tensors for {timm_name}; one of them is {name!r}.")
+            found[timm_name] = tensor.read()
         elif re.fullmatch(dropped, str(name)):
             others.append(name)
         else:
             raise CheckpointError(f"{str(name)[:80]!r} is no name of such a checkpoint.")
     return Checkpoint(found, others)
+
+
+def check_sobel(tensors: Any, prefix: str) -> None:
+    """Make sure that a network which sees edges has the filters of `sslzoo.resnets.SobelConv`, where it has any.
+
+    Args:
+        tensors: Name -> tensor in a file of `torch.save`.
+        prefix: Regular expression of the name of the two filters together.
+
+    Raises:
+        CheckpointError: It has others.
+    """
+    wanted = {"0.weight": torch.full((1, 3, 1, 1), 1 / 3), "1.weight": torch.tensor(SOBEL)[:, None]}
+    for name, tensor in tensors.items() if isinstance(tensors, Mapping) else ():
+        match = re.fullmatch(rf"{prefix}\.(\d\.\w+)", str(name))
+        if match is None or not isinstance(tensor, Stored):
+            continue
+        found = tensor.read()
+        if not torch.equal(found, wanted.get(match[1], torch.zeros_like(found))):
+            raise CheckpointError(f"{name!r} is no Sobel filter as the authors have it.")
 
 
 def _listed(tree: Any) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import published
 import pytest
+import timm
 from file_server import FileServer
 from hub_server import Hub
 from huggingface_hub import close_session, constants
@@ -50,8 +51,10 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]
 
 @pytest.fixture
 def thin(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name of the architecture of `published.network()`."""
+    """Name of the architecture of `published.network()`; a pre-activation ResNet and a VGG are thin as well."""
     monkeypatch.setitem(encoder.VARIANTS, published.THIN, ("resnet18", published.THIN_ARGS))
+    monkeypatch.setitem(encoder.VARIANTS, published.PREACT, ("resnetv2_50bare", published.PREACT_ARGS))
+    monkeypatch.setitem(timm.models.vgg.cfgs, "vgg11", published.VGG)
     return published.THIN
 
 
@@ -60,7 +63,7 @@ def published_at(web: FileServer, thin: str, tmp_path: Path, monkeypatch: pytest
     """Put the zoo's files on the web server of this machine: `published_at({id: content})`.
 
     The table is the package's own, but for URLs, which point to the server, digests, and architectures: a thin ResNet
-    in the place of all, unless `whole` is set.
+    in the place of all ResNets, and a thin VGG, unless `whole` is set.
     """
 
     def publish(contents: Mapping[str, bytes], *, whole: bool = False) -> None:
@@ -72,6 +75,7 @@ def published_at(web: FileServer, thin: str, tmp_path: Path, monkeypatch: pytest
         text = re.sub(r', digest = "[^"]*"', "", text)
         table = tmp_path / "upstream.toml"
         thin = re.sub(r'arch = "resnet[0-9w]+"', f'arch = "{published.THIN}"', text)
+        thin = thin.replace('"resnetv2_50bare"', f'"{published.PREACT}"').replace('"vgg16_bn"', '"vgg11_bn"')
         table.write_text(text if whole else thin, encoding="utf-8")
         monkeypatch.setattr(zoo, "TABLE", table)
 

@@ -19,6 +19,7 @@ class FileServer:
         status: So many answers are this error: (status, times).
         ranges: Whether parts of files are given.
         tags: Whether answers have an ETag.
+        moved: Path below the root -> the URL that its answer redirects to.
         log: "path" or "path from N" of each request.
     """
 
@@ -27,6 +28,7 @@ class FileServer:
     status: tuple[int, float] = (200, 0)
     ranges: bool = True
     tags: bool = True
+    moved: dict[str, str] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -61,6 +63,8 @@ class _Handler(BaseHTTPRequestHandler):
         assert "Authorization" not in self.headers
         if status := self.state.fault():
             self.answer(status, b"", {})
+        elif path in self.state.moved:
+            self.answer(302, b"", {"Location": self.state.moved[path]})
         elif path not in self.state.files:
             self.answer(404, b"", {})
         else:

@@ -2,9 +2,11 @@
 
 import io
 import sys
+import zipfile
 from collections import OrderedDict, namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -20,14 +22,21 @@ State = dict[str, Tensor]
 
 THIN = "resnet10thin"  # what tests put in the place of larger networks
 THIN_ARGS = {"layers": [1, 1, 1, 1], "channels": [8, 16, 32, 64]}  # of timm's resnet18
+PREACT = "resnetv2thin"  # the same of resnetv2_50bare
+PREACT_ARGS = {"layers": [2, 1, 1, 1], "channels": [32, 64, 96, 128]}  # timm wants quarters divisible by 8
+VGG = [8, "M", 16, "M", 32, 32, "M", 64, "M", 64, "M"]  # in the place of timm's vgg11
 
 
 def network(arch: str = THIN, *, seed: int = 0, in_channels: int = 3, last_stride: int = 2) -> nn.Module:
     """torchvision's ResNet with random weights and batch norms that do something, without classifier."""
     torch.manual_seed(seed)
-    net = _thin() if arch == THIN else getattr(torchvision.models, arch)(weights=None)
+    own = {THIN: _thin, PREACT: partial(PreAct, **PREACT_ARGS), "resnetv2_50bare": PreAct}
+    own |= {"vgg11_bn": Features, "vgg16_bn": partial(Features, torchvision.models.vgg.cfgs["D"])}
+    net: Any = own[arch]() if arch in own else getattr(torchvision.models, arch)(weights=None)
     net.fc = nn.Identity()
-    if in_channels != 3:
+    if arch.startswith("vgg"):
+        net.features[0] = nn.Conv2d(in_channels, net.features[0].out_channels, 3, padding=1)
+    elif in_channels != 3:
         net.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
     if last_stride == 1:
         for module in net.layer4.modules():
@@ -49,6 +58,66 @@ def _thin() -> nn.Module:
     for number, channels in enumerate(THIN_ARGS["channels"], start=1):
         setattr(net, f"layer{number}", net._make_layer(BasicBlock, channels, 1, stride=1 if number == 1 else 2))
     return net
+
+
+class Features(nn.Module):
+    """A VGG with batch norm up to its last maps, of which the mean is taken."""
+
+    def __init__(self, layers: Any = VGG) -> None:
+        super().__init__()
+        self.features = torchvision.models.vgg.make_layers(layers, batch_norm=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x).mean((2, 3))
+
+
+class PreActBottleneck(nn.Module):
+    """Batch norm and ReLU before each convolution, the shortcut's among them (He et al. 2016b)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        width = after // 4
+        self.bn1, self.conv1 = nn.BatchNorm2d(before), nn.Conv2d(before, width, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn3, self.conv3 = nn.BatchNorm2d(width), nn.Conv2d(width, after, 1, bias=False)
+        if before != after:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.bn1(x).relu()
+        y = self.conv1(active)
+        y = self.conv3(self.bn3(self.conv2(self.bn2(y).relu())).relu())
+        return y + (self.shortcut(active) if hasattr(self, "shortcut") else x)
+
+
+class PreAct(nn.Module):
+    """SeLa's network of 2020: pooled right behind the last sum, without batch norm and ReLU."""
+
+    def __init__(self, layers: Any = (3, 4, 6, 3), channels: Any = (256, 512, 1024, 2048)) -> None:
+        super().__init__()
+        parts: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)]
+        before = 64
+        for depth, after in zip(layers, channels, strict=True):
+            stage = []
+            for block in range(depth):
+                stage.append(PreActBottleneck(before, after, 2 if block == 0 and after != channels[0] else 1))
+                before = after
+            parts.append(nn.Sequential(*stage))
+        self.features = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x).flatten(1)
+
+
+def sobel() -> nn.Module:
+    """The first two layers of DeepCluster's networks: grey values, and the edges of them."""
+    grey, edges = nn.Conv2d(3, 1, 1), nn.Conv2d(1, 2, 3, padding=1)
+    grey.weight.data.fill_(1 / 3)
+    edges.weight.data[0, 0] = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
+    edges.weight.data[1, 0] = edges.weight.data[0, 0].T
+    for layer in (grey, edges):
+        layer.bias.data.zero_()
+    return nn.Sequential(grey, edges).requires_grad_(False)
 
 
 def pad_same(net: nn.Module) -> nn.Module:
@@ -115,6 +184,44 @@ def sela(net: nn.Module) -> bytes:
     return saved({"state_dict": state, "L": torch.randint(0, 3000, (500, 10))})
 
 
+def zipped(members: dict[str, bytes], *, compressed: bool = True) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def sela_member(net: nn.Module) -> bytes:
+    heads = [linear(f"top_layer{n}", 30, 8) for n in range(10)]
+    return saved(OrderedDict({**encoder(net), **{k: v for head in heads for k, v in head.items()}}), old=True)
+
+
+def sela_preact(net: nn.Module) -> bytes:
+    alexnet = saved(OrderedDict(linear("features.0")), old=True)
+    return zipped({"alexnet-10x3k-wRot.pth": alexnet, "resnet-10x3k.pth": sela_member(net)})
+
+
+def deepcluster(net: nn.Module) -> bytes:
+    """Before torch counted batches."""
+    features = {
+        key.replace("features.", "features.module."): value
+        for key, value in encoder(net).items()
+        if not key.endswith("num_batches_tracked")
+    }
+    heads = {**linear("classifier.0"), **linear("classifier.3"), **linear("top_layer", 100)}
+    state = OrderedDict({**features, **heads, **prefixed("sobel.", sobel().state_dict())})
+    return saved({"epoch": 500, "arch": "vgg16", "state_dict": state, "optimizer": momenta(state)}, old=True)
+
+
+def pycontrast(net: nn.Module) -> bytes:
+    heads = {**linear("head.0"), **linear("head.2"), **linear("head_jig.fc1.0"), **linear("head_jig.fc2")}
+    model = prefixed("module.", {**prefixed("encoder.", encoder(net)), **heads})
+    ema = prefixed("encoder.", encoder(network(seed=9)))
+    contrast = {"memory": torch.randn(16, 4)}
+    return saved({"model": model, "contrast": contrast, "optimizer": momenta(model), "epoch": 800, "model_ema": ema})
+
+
 def swav(net: nn.Module) -> bytes:
     heads = {**linear("projection_head.0"), **linear("prototypes.prototypes0")}
     return saved(prefixed("module.", {**encoder(net), **heads}), old=True)
@@ -152,6 +259,13 @@ def importable(module: str, **names: Any) -> Iterator[None]:
             value.__module__, value.__qualname__ = module, name
             setattr(sys.modules[module], name, value)
         yield
+
+
+def openmmlab_sobel(net: nn.Module) -> bytes:
+    """DeepCluster's; releases 1.x have the filters inside of the backbone."""
+    filters = prefixed("sobel_layer.sobel.", sobel().state_dict())
+    state = {**filters, **prefixed("backbone.", {**encoder(net), **filters}), **linear("head.fc_cls")}
+    return saved({"meta": {"epoch": 200}, "state_dict": {**state, "loss_weight": torch.ones(8)}}, old=True)
 
 
 def openmmlab(net: nn.Module) -> bytes:

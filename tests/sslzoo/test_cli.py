@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -308,3 +309,12 @@ def test_exit_codes_of_commands_stay():
         raise typer.Exit(143)
 
     assert CliRunner().invoke(own, ["stop"]).exit_code == 143
+
+
+def test_a_warning_is_one_line_without_a_line_of_code():
+    own = console.new_app()
+    own.callback()(lambda: None)
+    own.command("warn")(lambda: print(warnings.formatwarning("No commercial use.", UserWarning, "typer/main.py", 1445)))
+    before = warnings.formatwarning
+    assert CliRunner().invoke(own, ["warn"]).output.strip() == "warning: No commercial use."
+    assert warnings.formatwarning is before

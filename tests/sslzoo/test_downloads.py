@@ -110,6 +110,15 @@ def test_a_full_disk_is_said_before_anything_comes(url: str, tmp_path: Path, mon
     assert not (tmp_path / "model.pkl").exists()
 
 
+def test_a_link_that_leads_elsewhere_is_followed(url: str, web: FileServer, tmp_path: Path) -> None:
+    web.moved["sh/InfoMin_800.pth?dl=1"] = url  # as Dropbox does it
+    web.cuts = 1
+    download(f"{web.url}/sh/InfoMin_800.pth?dl=1", tmp_path / "model.pkl")
+    assert (tmp_path / "model.pkl").read_bytes() == CONTENT
+    assert web.log[-1] == "a/model.pkl from 5120"
+    assert downloads.file_name(f"{web.url}/sh/InfoMin_800.pth?dl=1") == "InfoMin_800.pth"
+
+
 def test_a_proxy_of_the_environment_is_used(web: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import close_session
 

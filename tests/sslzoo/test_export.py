@@ -52,6 +52,18 @@ def test_the_file_gives_the_models_features(arch: str, args: dict[str, Any], any
     assert "classes" not in meta
 
 
+def test_a_network_that_pads_as_tensorflow(tmp_path: Path) -> None:
+    created = sslzoo.create("resnet18", seed=0, image_size=64, layers=[1, 1, 1, 1], channels=[8, 16, 32, 64])
+    block = {**created.config["sslzoo"], "padding": "same"}
+    encoder = sslzoo.Encoder(created.model, {**created.config, "sslzoo": block})
+    report = export_onnx(encoder, tmp_path / "model.onnx")
+    assert report.input_shape == ("batch", 3, "height", "width")
+    for size in ((224, 224), (97, 65), (64, 51)):  # SAME pads even and odd sizes otherwise
+        images = torch.randn(2, 3, *size)
+        with torch.inference_mode():
+            np.testing.assert_allclose(run(report.path, images), encoder(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
 class Classifier(nn.Module):
     """As a fine-tuned model is, but for its size: an encoder, logits, and the names of its classes."""
 

@@ -279,6 +279,47 @@ def torch_files(trap: str) -> dict[str, bytes]:
     }  # fmt: skip
 
 
+def encrypted(content: bytes) -> bytes:
+    """An archive whose directory says that its last member is encrypted."""
+    at = content.rindex(b"PK\x01\x02")
+    return content[: at + 8] + b"\x01\x00" + content[at + 10 :]
+
+
+def archives(trap: str) -> dict[str, bytes]:
+    """Archives, each to be read as that of SeLa's pre-activation ResNet."""
+    name = "resnet-10x3k.pth"
+    system = pickle.dumps(Call(os.system, f"touch {trap}"), 2)
+    zeros = published.saved({"features.0.weight": torch.zeros(2 << 20)}, old=True)
+    good = published.saved({"features.0.weight": torch.randn(500)}, old=True)
+    random = np.random.default_rng(0).bytes(1 << 20)
+    whole = published.zipped({name: good})
+    return {
+        "os.system in a member": published.zipped({name: system}),
+        "os.system in a member that is a zip": published.zipped({name: torch_zip(system)}),
+        "os.system in place of the archive": system,
+        "a bomb": published.zipped({name: zeros}),
+        "a bomb beside other bytes": published.zipped({"other": random, name: zeros}),
+        "a bomb in a bomb": published.zipped({name: archive({"archive/data.pkl": zeros}, compress=True)}),
+        "a stored member with a lying size": lying(published.zipped({name: good}, compressed=False), 2**31 - 1),
+        "a packed member with a lying size": lying(whole, 3 * len(good)),
+        "a packed member that says it is empty": lying(whole, 0),
+        "an encrypted member": encrypted(whole),
+        "a path upwards": published.zipped({f"../../{name}": good}),
+        "a path upwards on Windows": published.zipped({f"..\\..\\{name}": good}),
+        "an absolute path": published.zipped({f"/etc/{name}": good}),
+        "no such member": published.zipped({"alexnet-10x3k-wRot.pth": good}),
+        "two of that name": published.zipped({f"a/{name}": good, f"b/{name}": good}),
+        "a folder of that name": published.zipped({f"{name}/": b""}),
+        "another network": published.zipped({name: published.saved({"layer1.0.bn1.weight": torch.zeros(2)})}),
+        "another tensor of it": published.zipped({name: published.saved({"features.9.weight": torch.zeros(2)})}),
+        "no tensors": published.zipped({name: published.saved({})}),
+        "an archive in the archive": published.zipped({name: whole}),
+        "an empty archive": published.zipped({}),
+        "damaged data": whole[:80] + bytes([whole[80] ^ 255]) + whole[81:],
+        **{f"the first {n} bytes": whole[:n] for n in (4, 30, 200, len(whole) // 2, len(whole) - 1)},
+    }
+
+
 @pytest.fixture
 def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, str]]:
     """(family, file, what it is) of every hostile file; `tmp_path / "sprung"` appears when one of them runs."""
@@ -286,7 +327,8 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
     monkeypatch.syspath_prepend(tmp_path)
     trap = str(tmp_path / "sprung")
     files = []
-    for family, contents in (("byol", pickles(trap)), ("simsiam", torch_files(trap))):
+    kinds = {"byol": pickles(trap), "simsiam": torch_files(trap), "sela_preact": archives(trap)}
+    for family, contents in kinds.items():
         for number_, (what, content) in enumerate(contents.items()):
             path = tmp_path / f"{family}{number_}.bin"
             path.write_bytes(content)
@@ -384,6 +426,16 @@ def test_an_encoder_that_is_not_whole_is_refused(
 def small(thin: str) -> zoo.ModelInfo:
     """SimSiam's row, of a thin ResNet."""
     return replace(zoo.info(ID), arch=thin)
+
+
+def test_other_edges_are_refused(tmp_path: Path) -> None:
+    filters = published.sobel()
+    filters[1].weight.data[1, 0] *= -1
+    state = {**published.prefixed("sobel_layer.sobel.", filters.state_dict()), "backbone.conv1.weight": torch.ones(1)}
+    path = tmp_path / "deepcluster.pth"
+    path.write_bytes(published.saved({"state_dict": state}))
+    with pytest.raises(upstream.CheckpointError, match=r"'sobel_layer.sobel.1.weight' is no Sobel filter as"):
+        upstream.read("openmmlab", path)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ ORDER = (
     {"console", "provenance", "zoo", "hub", "weights", "images", "data", "splits", "lab", "transforms", "upstream"}
     | {
         "modes",
+        "measured",
         "names",
         "folding",
         "knn",

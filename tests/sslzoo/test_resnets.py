@@ -8,12 +8,20 @@ import timm
 import torch
 
 import sslzoo
+from sslzoo.encoder import build_network
 from sslzoo.resnets import adapt
 
 
 def small(**block: object) -> sslzoo.Encoder:
     encoder = sslzoo.create("resnet18", seed=0, image_size=64, **published.THIN_ARGS)
     return sslzoo.Encoder(encoder.model, {**encoder.config, "sslzoo": {**encoder.config["sslzoo"], **block}})
+
+
+def of_edges() -> sslzoo.Encoder:
+    config = small().config
+    config["model_args"]["in_chans"], config["pretrained_cfg"]["first_conv"] = 2, None
+    network = build_network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
+    return sslzoo.Encoder(network, {**config, "sslzoo": {**config["sslzoo"], "sobel": True}})
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 97), (70, 51)])
@@ -45,7 +53,7 @@ def test_padding_matters_at_even_sizes_only() -> None:
 
 
 def test_what_is_saved_dilated_and_copied_keeps_its_padding_and_stride(tmp_path: Path) -> None:
-    for encoder in (small(padding="same"), small(last_stride=1)):
+    for encoder in (small(padding="same"), small(last_stride=1), of_edges()):
         batch = torch.randn(1, 3, 64, 64)
         encoder.save_pretrained(tmp_path, half=False)
         with torch.no_grad():
@@ -62,9 +70,34 @@ def test_a_last_stage_of_stride_1_keeps_its_resolution() -> None:
     assert [m.shape[-1] for m in maps] == [32, 16, 8, 4, 4]
 
 
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_edges_are_seen_and_nothing_trains_what_sees_them(library: str) -> None:
+    net = of_edges().model if library == "timm" else published.network(in_channels=2)
+    names = set(dict(net.named_parameters()))
+    for _ in range(2):  # again changes nothing
+        adapt(net, sobel=True)
+    assert set(dict(net.named_parameters())) == names == set(net.state_dict()) & names
+    ramp = torch.arange(8.0).expand(1, 3, 8, 8)
+    net.conv1.weight.data.zero_()
+    net.conv1.weight.data[:2, :, 3, 3] = torch.eye(2)
+    seen = net.conv1(ramp)[:, :2, 1:-1, 1:-1]
+    assert torch.equal(seen[:, 0], torch.full_like(seen[:, 0], -8.0))  # brighter to the right, by 1 a pixel
+    assert torch.equal(seen[:, 1], torch.zeros_like(seen[:, 1]))
+
+
+def test_a_pre_activation_resnet_without_its_last_norm_is_timms_but_for_that() -> None:
+    with torch.device("meta"):
+        bare, whole = (timm.create_model(name, num_classes=0) for name in ("resnetv2_50bare", "resnetv2_50"))
+    shapes, others = ({k: v.shape for k, v in net.state_dict().items()} for net in (bare, whole))
+    assert {k: v for k, v in others.items() if not k.startswith("norm.")} == shapes
+    assert bare.feature_info == whole.feature_info
+
+
 def test_other_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="padding must be 'same'"):
         small(padding="valid")
+    with pytest.raises(ValueError, match="both change the first convolution"):
+        small(padding="same", sobel=True)
 
 
 def test_the_doubled_resnet200_is_twice_as_wide_everywhere() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sslzoo import zoo
+from sslzoo import measured, zoo
 
 IDS = (
     "byol-resnet18quarter-cifar10",
@@ -67,7 +67,9 @@ def test_unknown_filter_value_names_the_values(table: Path) -> None:
 
 def test_table_in_a_terminal(table: Path) -> None:
     lines = str(zoo.list_models()).splitlines()
-    assert lines[0].split() == ["id", "method", "arch", "data", "features", "params", "size", "licence", "published"]
+    assert lines[0].split() == [
+        "id", "method", "arch", "data", "features", "params", "size", "licence", "published", "measured",
+    ]  # fmt: skip
     assert lines[1].split() == [
         IDS[0],
         "byol",
@@ -177,6 +179,34 @@ def test_info_of_others_weights_says_where_they_are_and_whose_figure_it_is() -> 
     assert "accuracy         74.4 % (published)" in lines
     assert lines[-1].endswith("deepmind-byol/checkpoints/pretrain_res50x1.pkl (596 MB)")
     assert zoo.info("byol-resnet18quarter-cifar10").published == ""
+
+
+def test_what_others_publish_and_what_was_measured_here_stand_apart(
+    use_zoo: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_zoo({IDS[0]: {"sha256": "ab"}, IDS[1]: {"sha256": "cd"}})
+    results = tmp_path / "results.csv"
+    rows = [
+        (IDS[0], "linear", "cifar10", 0.9, 0, "ab"),
+        (IDS[0], "linear", "cifar10", 0.5, 0, "ab"),  # measured anew
+        (IDS[0], "linear", "cifar10", 0.6, 1, "ab"),
+        (IDS[0], "linear", "mnist", 0.95, 0, "ab"),
+        (IDS[0], "knn", "cifar10", 0.4, 0, "ab"),
+        (IDS[1], "linear", "cifar10", 0.7, 0, "of weights before"),
+    ]
+    lines = [f"{m},{protocol},{data},top1,{value},{seed},{sha}" for m, protocol, data, value, seed, sha in rows]
+    results.write_text("\n".join(["model,protocol,data,metric,value,seed,sha256", *lines, ""]))
+    monkeypatch.setattr(measured, "results", lambda: results)
+    assert [(model.published, model.measured) for model in zoo.list_models()] == [("", "55.0 %"), ("", "")]
+    assert str(zoo.list_models()).splitlines()[1].split()[-3:] == ["apache-2.0", "55.0", "%"]
+    assert "measured      55.0 % (linear probe on cifar10, here)" in str(zoo.info(IDS[0]))
+    monkeypatch.setattr(measured, "results", lambda: None)  # without the package that has them
+    assert zoo.info(IDS[0]).measured == ""
+
+
+def test_the_measured_figures_of_the_shipped_table_are_found() -> None:
+    assert zoo.info("byol-resnet18quarter-cifar10").measured.endswith(" %")
+    assert (zoo.info("byol-resnet50-imagenet").published, zoo.info("byol-resnet50-imagenet").measured) == ("74.4 %", "")
 
 
 def test_the_table_is_read_once(table: Path) -> None:
