@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from sslzoo import box_files
 from sslzoo.box_files import Marked, RawBox
 from sslzoo.data import EmptyDatasetError, ImageSet, UnreadableImageError, open_images
-from sslzoo.joint import Target
+from sslzoo.joint import MarkedImages, Target
 
 OUTSIDE = 0.01  # pixels beyond the image that are rounding
 FORMATS = {
@@ -51,7 +51,7 @@ class Boxes:
 NONE = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
 
 
-class BoxSet:
+class BoxSet(MarkedImages):
     """Images with boxes; images are read when asked for. Made by `open_boxes`; it pickles.
 
     Attributes:
@@ -70,24 +70,12 @@ class BoxSet:
         dropped: list[str] | None = None,
         clipped: int = 0,
     ) -> None:
-        self.images, self.boxes, self.classes = images, boxes, classes
+        super().__init__(images)
+        self.boxes, self.classes = boxes, classes
         self.dropped, self.clipped = dropped or [], clipped
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def __repr__(self) -> str:
         return f"BoxSet({len(self):,} images, {self.num_boxes:,} boxes, {len(self.classes)} classes)"
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Of the images."""
-        return self.images.names
-
-    @property
-    def root(self) -> Path | None:
-        """The folder of the images, or None."""
-        return self.images.root
 
     @property
     def num_boxes(self) -> int:

@@ -185,7 +185,9 @@ def finetune(
     epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 30,
     steps: Annotated[int | None, typer.Option(help="Train for so many steps instead.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step; default: the task's.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: the task's.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate; default: the task's, 0.001. Thin encoders want 0.003.")
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="Of matrices and convolutions.")] = 0.05,
     layer_decay: Annotated[float, typer.Option(help="Learning rate of a layer, over that of the next.")] = 0.8,
     freeze: Annotated[bool, typer.Option("--freeze", help="Train the head alone.")] = False,

@@ -6,9 +6,11 @@
 Built on torchvision's transforms v2 and its tv_tensors, which tell pixels, masks and boxes apart.
 """
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +20,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import get_size
 
+from sslzoo.data import ImageSet
 from sslzoo.transforms import to_tensor
 
 IGNORE = 255  # in masks: pixels that count neither in the loss nor in a metric
@@ -28,11 +31,30 @@ Target = dict[str, Tensor]
 Size = tuple[int, int]  # height and width, pixels
 
 
-class Marked(Protocol):
-    """Images with something marked on them."""
+class MarkedImages(ABC):
+    """Images with something marked on each of them, read when asked for.
 
-    def __len__(self) -> int: ...
+    Args:
+        images: The images.
+    """
 
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the images."""
+        return self.images.names
+
+    @property
+    def root(self) -> Path | None:
+        """The folder of the images, or None."""
+        return self.images.root
+
+    @abstractmethod
     def example(self, i: int) -> tuple[Image.Image, Target]:
         """Image `i`, and its tv_tensors: masks, or boxes with the tensor "labels"."""
 
@@ -51,7 +73,7 @@ class JointSamples(Dataset[tuple[Tensor, Target]]):
     """
 
     def __init__(
-        self, data: Marked, convert: Callable[[Image.Image], Image.Image], view: v2.Transform, seed: int | None
+        self, data: MarkedImages, convert: Callable[[Image.Image], Image.Image], view: v2.Transform, seed: int | None
     ) -> None:
         self.data, self.convert, self.view, self.seed, self.epoch = data, convert, view, seed, 0
 

@@ -20,7 +20,7 @@ from torchvision import tv_tensors
 from sslzoo.class_table import VOC, ClassTable, Colour, as_table, find_table, palette
 from sslzoo.coco import CocoMask, read_coco
 from sslzoo.data import IMAGE_KEYS, EmptyDatasetError, ImageSet, UnreadableImageError, open_images
-from sslzoo.joint import IGNORE, Target
+from sslzoo.joint import IGNORE, MarkedImages, Target
 
 MASK_KEYS = ("masks", "mask", "labels", "y")
 IMAGE_FOLDERS = ("images", "image", "imgs", "JPEGImages")
@@ -32,7 +32,7 @@ Mask = np.ndarray[Any, np.dtype[np.uint8]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 
 
-class MaskSet:
+class MaskSet(MarkedImages):
     """Images with a mask each, both read when asked for. Made by `open_masks`; it pickles.
 
     Attributes:
@@ -45,7 +45,8 @@ class MaskSet:
     def __init__(
         self, images: ImageSet, masks: Sequence[Any], table: ClassTable | None, left_out: list[str] | None = None
     ) -> None:
-        self.images, self._masks, self.left_out = images, masks, left_out or []
+        super().__init__(images)
+        self._masks, self.left_out = masks, left_out or []
         self._positions: Sequence[int] = range(len(images))  # of this set's masks in _masks
         self._table = table
         kept = range(256) if table is None else table.kept
@@ -59,21 +60,8 @@ class MaskSet:
             self._numbers[IGNORE] = IGNORE
         self._counts: Counts = np.full((len(images), 256), -1, dtype=np.int64)
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def __repr__(self) -> str:
         return f"MaskSet({len(self):,} images{f', {len(self.classes)} classes' if self.classes else ''})"
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Of the images."""
-        return self.images.names
-
-    @property
-    def root(self) -> Path | None:
-        """The folder of the data, or None."""
-        return self.images.root
 
     def subset(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> Self:
         """Return the images at these indices, in this order."""

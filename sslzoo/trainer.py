@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -32,6 +33,16 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.args.dataloader_drop_last = True
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Trainer's own, of one model: that of the first process, which is saved.
+
+        DDP hands out batch norm's statistics before a step; since the last one each process has its own.
+        """
+        for buffer in self.model.buffers():
+            broadcast(buffer)
+        figures: dict[str, float] = super().evaluate(*args, **kwargs)
+        return figures
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None

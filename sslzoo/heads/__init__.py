@@ -1,6 +1,6 @@
 """Heads on an encoder: one file a task, with its model, loss, prediction and metric.
 
-`sslzoo.finetune` names no task. Of a model, which is an `nn.Module`, it asks:
+`sslzoo.finetune` names no task. Of a model, a `common.TaskModel`, which has what all tasks share, it asks:
 
     task, encoder, origin               its name here, its `Encoder`, and how many of whose tensors are pretrained
     defaults                            `Defaults` for what the caller leaves open

@@ -5,11 +5,10 @@ sslzoo.finetune(model, "photos", out="run")
 sslzoo.load_model("run").predict("photo.jpg")
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from sslzoo import encoder as encoders
 from sslzoo import snippets, weights
 from sslzoo.data import ImageSet, open_images
 from sslzoo.encoder import Encoder
 from sslzoo.features import embed_readable
 from sslzoo.heads import Defaults, TaskCard, common, timm_layout
-from sslzoo.heads.common import listed
+from sslzoo.heads.common import TaskModel, listed
 from sslzoo.heads.predictions import Predictions
 from sslzoo.splits import stratified_split
 from sslzoo.transforms import normalise, to_tensor, train_view
@@ -33,7 +31,7 @@ Labels = np.ndarray[Any, np.dtype[np.int64]]
 TASK = "classification"
 
 
-class Classifier(nn.Module):
+class Classifier(TaskModel):
     """An encoder and a linear layer. Made by `classifier` or `load_model`.
 
     Args:
@@ -50,6 +48,7 @@ class Classifier(nn.Module):
 
     task = TASK
     defaults = Defaults(lr=1e-3, lr_frozen=1e-2, batch_size=32)
+    on_maps = False
 
     def __init__(
         self,
@@ -60,47 +59,17 @@ class Classifier(nn.Module):
         encoder_id: str | None = None,
         finetuning: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(head.out_features, classes, encoder_id, finetuning)
         self.encoder = encoder
         self.head = head
-        self.encoder_id = encoder_id
-        self.finetuning = dict(finetuning or {})
-        self._classes = None if classes is None else common.checked_classes(classes, head.out_features)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", None, persistent=False)  # (K,) of the loss
         self.eval()
 
     @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.head.out_features
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes, in the order of the logits; their numbers as long as they have no names."""
-        return [str(i) for i in range(self.num_classes)] if self._classes is None else list(self._classes)
-
-    @property
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """PIL image -> input of `forward`, (C, H, W): the encoder's."""
         return self.encoder.transform
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the encoder does not learn."""
-        return common.is_frozen(self.encoder)
-
-    def freeze(self, frozen: bool = True) -> Self:
-        """Freeze the encoder, statistics of batch norm included, or let it learn again."""
-        common.freeze(self.encoder, frozen, maps=False)
-        return self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of all parts; a frozen encoder stays in eval mode."""
-        super().train(mode)
-        if mode and self.frozen:
-            self.encoder.eval()
-        return self
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Classify images; the names of the arguments are those of transformers.
@@ -139,67 +108,9 @@ class Classifier(nn.Module):
             probabilities = self.head(torch.from_numpy(X).to(self.head.weight)).float().softmax(1).cpu().numpy()
         return Predictions(found.subset(index), self.classes, probabilities, skipped)
 
-    def save_pretrained(
-        self, folder: str | Path, card: str | None = None, *, finetuning: Mapping[str, Any] | None = None
-    ) -> None:
-        """Save config.json, model.safetensors and, if a card is given, README.md.
-
-        `sslzoo.load_model`, timm (`"local-dir:FOLDER"`) and transformers (`AutoModelForImageClassification`) read it.
-
-        Args:
-            folder: Made if it is not there. Other files in it stay.
-            card: Text of README.md.
-            finetuning: Settings and results, instead of those that the model has.
-        """
-        if finetuning is not None:
-            self.finetuning = dict(finetuning)
-        config, state = timm_layout.to_timm(self.encoder, self.head)
-        config["label_names"] = self.classes
-        config["sslzoo"] = {
-            "schema": weights.SCHEMA,
-            "task": TASK,
-            "named": self._classes is not None,
-            "encoder_id": self.encoder_id,
-            "encoder": self.encoder.config["sslzoo"],
-            "finetuning": self.finetuning,
-        }
-        weights.write_folder(Path(folder), config, state, card)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        card: str | None = None,
-        licence: str | None = None,
-        private: bool = False,
-        message: str | None = None,
-        token: str | None = None,
-    ) -> str:
-        """Push to a repository of the Hugging Face Hub and return the URL of the commit: see `Encoder.push_to_hub`.
-
-        Raises:
-            sslzoo.hub.HubError: It cannot be done; says why and what to do.
-        """
-        from sslzoo.publish import push_saved  # a classifier needs no card until it is shown to others
-
-        return push_saved(
-            self.save_pretrained,
-            repo_id,
-            card=card,
-            licence=licence,
-            private=private,
-            message=message,
-            token=token,
-        )
-
-    def extra_repr(self) -> str:
-        """One line about the classifier, within PyTorch's own listing."""
-        return f"{self.num_classes} classes; {self.origin}"
-
-    @property
-    def origin(self) -> str:
-        """How many of the encoder's tensors came from where, in words."""
-        return common.origin(self.encoder, self.encoder_id)
+    def contents(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+        """See `TaskModel`: timm and transformers (`AutoModelForImageClassification`) read the folder too."""
+        return *timm_layout.to_timm(self.encoder, self.head), {}
 
     # What finetune asks for: see the contract in heads/__init__.py
 
@@ -216,12 +127,7 @@ class Classifier(nn.Module):
         """
         images = _labelled(source, "training")
         if self._classes is None and images.classes is not None:
-            if len(images.classes) != self.num_classes:
-                raise ValueError(
-                    f"The model has {self.num_classes} classes, the training images have {len(images.classes)}: "
-                    f"{listed(images.classes)}. Make it with classes=[...] or that number."
-                )
-            self._classes = list(images.classes)
+            self.name_classes(images.classes, "images")
         images = _relabelled(images, self.classes, "training")
         check_every_class(images)
         return images
@@ -243,8 +149,7 @@ class Classifier(nn.Module):
         if class_weights == "balanced":
             counts = _counts(images)
             class_weights = list(map(float, len(images) / (self.num_classes * np.maximum(counts, 1))))
-        checked = common.checked_weights(class_weights, self.num_classes)
-        self.class_weights = None if checked is None else checked.to(self.head.weight.device)
+        self.class_weights = common.checked_weights(class_weights, self.num_classes, self.head.weight.device)
 
     def samples(self, images: ImageSet, seed: int | None) -> "Samples":
         """Random views to train on, or with seed None each image as `transform` has it."""
@@ -340,13 +245,10 @@ def classifier(
         sslzoo.zoo.UnknownModelError: No such encoder.
         sslzoo.weights.WeightsError: Its files are damaged.
     """
-    if num_classes is None and classes is None:
-        raise ValueError("Say how many classes there are, num_classes=3, or what they are called, classes=[...].")
-    k = len(classes or ()) if num_classes is None else num_classes
+    k = common.count_classes(num_classes, classes)
     if k < 2:
         raise ValueError(f"A classifier needs at least two classes, got {k}.")
-    name = None if isinstance(encoder, Encoder) else common.encoder_name(encoder)
-    found = encoder if isinstance(encoder, Encoder) else encoders.load(encoder)
+    found, name = common.opened(encoder)
     timm_layout.check(found, k)
     head = nn.Linear(found.num_features, k)
     nn.init.zeros_(head.weight)
@@ -364,12 +266,10 @@ def build(encoder: Encoder | str | Path, source: Any) -> Classifier:
 def load(folder: Path, *, device: torch.device | str = "cpu") -> Classifier:
     """Load a saved classifier: see `sslzoo.load_model`."""
     config = weights.read_model_config(folder)
-    state = weights.read_state(folder, timm_layout.timm_network(config).state_dict())
-    block, names = config["sslzoo"], config.get("label_names")
-    config = {key: value for key, value in config.items() if key != "label_names"} | {"sslzoo": block["encoder"]}
-    encoder, head = timm_layout.from_timm(config, state)
-    known = {"encoder_id": block.get("encoder_id"), "finetuning": copy.deepcopy(block.get("finetuning"))}
-    return Classifier(encoder, head, names if block.get("named", True) else None, **known).to(device)
+    with common.described(folder, "classifier"):
+        state = weights.read_state(folder, timm_layout.timm_network(config).state_dict())
+        encoder, head = timm_layout.from_timm(common.encoder_config(config), state)
+        return Classifier(encoder, head, **common.saved(config)).to(device)
 
 
 def card(config: Mapping[str, Any], place: snippets.Place) -> TaskCard:

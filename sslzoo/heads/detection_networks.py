@@ -29,6 +29,7 @@ WIDTH_STEP = 32  # FCOS normalises in 32 groups
 LEVELS = 5  # of the pyramids, with those that a pyramid adds on top of the encoder's
 MIN_SCORE = 0.05  # of what is returned; average precision counts weak answers too
 MOST = 100  # boxes an image, as COCO counts them
+USUAL_PROPOSALS = 1000  # that are kept of an image of the usual size; twice as many in training
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,12 @@ def faster_rcnn_c4(encoder: Encoder, num_classes: int, settings: Settings) -> Fa
 
     One map of stride 16; the last stage of the ResNet sees each box of it. The width has nothing to decide.
     """
+    kept = _kept(settings.image_size)
     return FasterRCNN(
         Trunk(encoder),
         rpn_anchor_generator=AnchorGenerator((tuple(_anchors(settings.image_size / USUAL_SIZE)),), (RATIOS,)),
+        rpn_post_nms_top_n_train=2 * kept,
+        rpn_post_nms_top_n_test=kept,
         box_roi_pool=MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=2),
         # a function, since the stage already is a part of the encoder: its tensors must not be there twice
         box_head=partial(_last_stage, encoder),
@@ -193,6 +197,15 @@ def fcos(encoder: Encoder, num_classes: int, settings: Settings) -> FCOS:
         detections_per_img=MOST,
         **_input(encoder, settings.image_size),
     )
+
+
+def _kept(image_size: int) -> int:
+    """Proposals of an image that the last stage sees: as many of all anchors as the papers keep, where 1000 are usual.
+
+    A small image has fewer than 1000 anchors on a map of stride 16. Were all of them kept, the region proposal network
+    would leave nothing out, and the last stage had to tell objects from parts of them, which look alike on few places.
+    """
+    return min(USUAL_PROPOSALS, max(MOST, round(USUAL_PROPOSALS * (image_size / USUAL_SIZE) ** 2)))
 
 
 def _anchors(scale: float) -> list[float]:

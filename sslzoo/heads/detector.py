@@ -5,16 +5,16 @@ sslzoo.finetune(model, "BCCD/ImageSets/Main/train.txt", "BCCD/ImageSets/Main/val
 sslzoo.load_model("run").predict("cells.jpg")
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -22,13 +22,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import get_size
 from tqdm import tqdm
 
-from sslzoo import encoder as encoders
 from sslzoo import snippets, weights
 from sslzoo.boxes import BoxSet, open_boxes
 from sslzoo.data import ImageSet, open_images
 from sslzoo.encoder import Encoder, build_network
 from sslzoo.heads import Defaults, TaskCard, common
 from sslzoo.heads.average_precision import AveragePrecision, packed
+from sslzoo.heads.common import TaskModel
 from sslzoo.heads.detection_networks import (
     HEADS,
     WIDTH_STEP,
@@ -54,7 +54,7 @@ COLOURS = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}  # random chan
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 
-class Detector(nn.Module):
+class Detector(TaskModel):
     """An encoder and a detector. Made by `detector` or `load_model`.
 
     Args:
@@ -87,36 +87,25 @@ class Detector(nn.Module):
         encoder_id: str | None = None,
         finetuning: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.num_classes, self.settings = num_classes, settings
+        super().__init__(num_classes, classes, encoder_id, finetuning)
+        self.settings = settings
         self.network: Any = HEADS[settings.head](encoder, num_classes, settings)
-        self.encoder_id = encoder_id
-        self.finetuning = dict(finetuning or {})
         self._first = int(settings.head in WITH_BACKGROUND)  # number of class 0 within the network
-        self._classes = None if classes is None else common.checked_classes(classes, num_classes)
         self.freeze(False).eval()
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encoder:  # type: ignore[override]  # a part of `network`: its tensors must not be there twice
         """What finds features; a part of `network`."""
         found: Encoder = self.network.backbone.encoder
         return found
 
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes; their numbers as long as they have no names."""
-        return [str(i) for i in range(self.num_classes)] if self._classes is None else list(self._classes)
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the encoder does not learn."""
-        return common.is_frozen(self.encoder)
-
     def freeze(self, frozen: bool = True) -> Self:
         """Freeze the encoder, or let it learn again, but for what `settings` keeps frozen."""
-        common.freeze(self.encoder, frozen, maps=True)
-        if not frozen:
-            _freeze_stages(self.encoder, self.settings.frozen_stages)
+        super().freeze(frozen)
+        if not frozen and self.settings.frozen_stages:
+            maps = partial(self.encoder.feature_maps, count=self.settings.frozen_stages)
+            for parameter, used in common.parameters_of(self.encoder, maps):
+                parameter.requires_grad_(not used)
         if self.settings.frozen_norms:
             for module in self.encoder.modules():
                 if isinstance(module, _BatchNorm):
@@ -126,8 +115,6 @@ class Detector(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all parts; what is frozen stays in eval mode."""
         super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
         for module in self.encoder.modules():
             own = module.parameters(recurse=False)
             if isinstance(module, _BatchNorm) and not any(parameter.requires_grad for parameter in own):
@@ -199,61 +186,13 @@ class Detector(nn.Module):
         """Image `i`, (C, H, W), uint8, with the channels that the encoder sees."""
         return to_tensor(conversion(self.encoder.config)(images[i]))
 
-    def save_pretrained(
-        self, folder: str | Path, card: str | None = None, *, finetuning: Mapping[str, Any] | None = None
-    ) -> None:
-        """Save config.json, model.safetensors and, if a card is given, README.md. `sslzoo.load_model` reads it.
-
-        Args:
-            folder: Made if it is not there. Other files in it stay.
-            card: Text of README.md.
-            finetuning: Settings and results, instead of those that the model has.
-        """
-        if finetuning is not None:
-            self.finetuning = dict(finetuning)
-        config = copy.deepcopy(self.encoder.config)
-        config["label_names"] = self.classes
-        config["model_type"] = "sslzoo"  # else transformers would load it as an encoder, with random weights
-        config["sslzoo"] = {
-            "schema": weights.SCHEMA,
-            "task": TASK,
-            "named": self._classes is not None,
-            "settings": asdict(self.settings),
-            "encoder_id": self.encoder_id,
-            "encoder": self.encoder.config["sslzoo"],
-            "finetuning": self.finetuning,
-        }
-        weights.write_folder(Path(folder), config, self.network.state_dict(), card)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        card: str | None = None,
-        licence: str | None = None,
-        private: bool = False,
-        message: str | None = None,
-        token: str | None = None,
-    ) -> str:
-        """Push to a repository of the Hugging Face Hub and return the URL of the commit: see `Encoder.push_to_hub`.
-
-        Raises:
-            sslzoo.hub.HubError: It cannot be done; says why and what to do.
-        """
-        from sslzoo.publish import push_saved  # a detector needs no card until it is shown to others
-
-        return push_saved(
-            self.save_pretrained, repo_id, card=card, licence=licence, private=private, message=message, token=token
-        )
+    def contents(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+        """See `TaskModel`."""
+        return common.sslzoo_config(self.encoder), self.network.state_dict(), {"settings": asdict(self.settings)}
 
     def extra_repr(self) -> str:
         """One line about the detector, within PyTorch's own listing."""
-        return f"{self.settings.head}, {self.num_classes} classes; {self.origin}"
-
-    @property
-    def origin(self) -> str:
-        """How many of the encoder's tensors came from where, in words."""
-        return common.origin(self.encoder, self.encoder_id)
+        return f"{self.settings.head}, {super().extra_repr()}"
 
     # What finetune asks for: see the contract in heads/__init__.py
 
@@ -265,12 +204,7 @@ class Detector(nn.Module):
         """
         images = open_boxes(source)
         if self._classes is None:
-            if len(images.classes) != self.num_classes:
-                raise ValueError(
-                    f"The model has {self.num_classes} classes, the training images have {len(images.classes)}: "
-                    f"{common.listed(images.classes)}. Make it with classes=[...] or that number."
-                )
-            self._classes = list(images.classes)
+            self.name_classes(images.classes, "images")
         return images.renumbered(self.classes)
 
     def open_validation(self, source: Any) -> BoxSet:
@@ -411,9 +345,7 @@ def detector(
         sslzoo.zoo.UnknownModelError: No such encoder.
         sslzoo.weights.WeightsError: Its files are damaged.
     """
-    if num_classes is None and classes is None:
-        raise ValueError("Say how many classes there are, num_classes=3, or what they are called, classes=[...].")
-    k = len(classes or ()) if num_classes is None else num_classes
+    k = common.count_classes(num_classes, classes)
     if k < 1:
         raise ValueError(f"A detector needs at least one class, got {k}.")
     if head not in HEADS:
@@ -422,8 +354,7 @@ def detector(
         raise ValueError(f"image_size is one number, of at least 32 pixels, got {image_size}: the shorter side.")
     if width is not None and (width < 1 or width % WIDTH_STEP):
         raise ValueError(f"width must be a multiple of {WIDTH_STEP}, got {width}.")
-    name = None if isinstance(encoder, Encoder) else common.encoder_name(encoder)
-    found = encoder if isinstance(encoder, Encoder) else encoders.load(encoder)
+    found, name = common.opened(encoder)
     if not 0 <= frozen_stages <= len(found.channels):
         raise ValueError(f"frozen_stages must be 0 to {len(found.channels)} for {found.arch}, got {frozen_stages}.")
     settings = Settings(head, image_size, width or pyramid_width(found), proposals, frozen_stages, frozen_norms)
@@ -450,18 +381,11 @@ def build(
 def load(folder: Path, *, device: torch.device | str = "cpu") -> Detector:
     """Load a saved detector: see `sslzoo.load_model`."""
     config = weights.read_model_config(folder)
-    block, names = config["sslzoo"], config.get("label_names") or []
-    try:
-        settings = Settings(**block["settings"])
-        config = {key: value for key, value in config.items() if key not in ("label_names", "model_type")}
-        network = build_network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
-        made = Detector(
-            Encoder(network, config | {"sslzoo": block["encoder"]}), len(names), settings,
-            names if block.get("named", True) else None, encoder_id=block.get("encoder_id"),
-            finetuning=copy.deepcopy(block.get("finetuning")),
-        )  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise weights.WeightsError(f"{folder / weights.CONFIG} does not describe a detector: {error!r}.") from error
+    with common.described(folder, "detector"):
+        own, settings = common.encoder_config(config), Settings(**config["sslzoo"]["settings"])
+        network = build_network(own["architecture"], own["pretrained_cfg"], own["model_args"], seed=0)
+        k = len(config["label_names"])
+        made = Detector(Encoder(network, own), k, settings, **common.saved(config))
     made.network.load_state_dict(weights.read_state(folder, made.network.state_dict()))
     return made.to(device)
 
@@ -483,15 +407,3 @@ def card(config: Mapping[str, Any], place: snippets.Place) -> TaskCard:
 def _plain(tensor: Tensor) -> Tensor:
     """A tensor that is nothing more, such as a tv_tensor."""
     return tensor.as_subclass(Tensor)
-
-
-def _freeze_stages(encoder: Encoder, count: int) -> None:
-    """Freeze all that the first feature maps depend on."""
-    parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    if count == 0:
-        return
-    with evaluating(encoder), torch.enable_grad():
-        output = encoder.feature_maps(parameters[0].new_zeros(1, *encoder.input_size), count=count)[-1].sum()
-        gradients = torch.autograd.grad(output, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.requires_grad_(gradient is None)

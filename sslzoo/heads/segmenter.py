@@ -5,24 +5,22 @@ sslzoo.finetune(model, "scenes/train", "scenes/val", out="run")     # folders wi
 sslzoo.load_model("run").predict("photo.jpg").save("photo-classes.png")
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from sslzoo import encoder as encoders
 from sslzoo import joint, snippets, weights
 from sslzoo.class_table import Colour, palette
 from sslzoo.data import ImageSet, open_images
-from sslzoo.encoder import Encoder
+from sslzoo.encoder import Encoder, build_network
 from sslzoo.heads import Defaults, TaskCard, common, decoders, segmentation_losses
-from sslzoo.heads.common import listed
+from sslzoo.heads.common import TaskModel, listed
 from sslzoo.heads.reading import read_batches
 from sslzoo.heads.segmentations import PackedMasks, Segmentations
 from sslzoo.joint import IGNORE, JointSamples, Size, Target
@@ -56,7 +54,7 @@ class Settings:
     auxiliary: bool
 
 
-class Segmenter(nn.Module):
+class Segmenter(TaskModel):
     """An encoder and a decoder. Made by `segmenter` or `load_model`.
 
     Args:
@@ -88,40 +86,15 @@ class Segmenter(nn.Module):
         encoder_id: str | None = None,
         finetuning: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.encoder, self.num_classes, self.settings = encoder, num_classes, settings
+        super().__init__(num_classes, classes, encoder_id, finetuning)
+        self.encoder, self.settings = encoder, settings
         self.decoder = decoders.HEADS[settings.head].build(encoder, num_classes)
         self.auxiliary = decoders.auxiliary(encoder, num_classes) if settings.auxiliary else None
         self.loss = segmentation_losses.build(settings.loss)
-        self.encoder_id = encoder_id
-        self.finetuning = dict(finetuning or {})
-        self._classes = None if classes is None else common.checked_classes(classes, num_classes)
         self.colours = _checked(colours, num_classes)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", None, persistent=False)  # (K,) of the loss
         self.eval()
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes, in the order of the logits; their numbers as long as they have no names."""
-        return [str(i) for i in range(self.num_classes)] if self._classes is None else list(self._classes)
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the encoder does not learn."""
-        return common.is_frozen(self.encoder)
-
-    def freeze(self, frozen: bool = True) -> Self:
-        """Freeze the encoder, statistics of batch norm included, or let it learn again."""
-        common.freeze(self.encoder, frozen, maps=True)
-        return self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of all parts; a frozen encoder stays in eval mode."""
-        super().train(mode)
-        if mode and self.frozen:
-            self.encoder.eval()
-        return self
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Score the classes at every pixel; the names of the arguments are those of transformers.
@@ -192,61 +165,14 @@ class Segmenter(nn.Module):
         cfg, like = self.encoder.config["pretrained_cfg"], next(self.parameters())
         return normalise(images.to(like.device), cfg["mean"], cfg["std"]).to(like.dtype)
 
-    def save_pretrained(
-        self, folder: str | Path, card: str | None = None, *, finetuning: Mapping[str, Any] | None = None
-    ) -> None:
-        """Save config.json, model.safetensors and, if a card is given, README.md, for `sslzoo.load_model`.
-
-        Args:
-            folder: Made if it is not there. Other files in it stay.
-            card: Text of README.md.
-            finetuning: Settings and results, instead of those that the model has.
-        """
-        if finetuning is not None:
-            self.finetuning = dict(finetuning)
-        config = copy.deepcopy(self.encoder.config)
-        config["label_names"] = self.classes
-        config["sslzoo"] = {
-            "schema": weights.SCHEMA,
-            "task": TASK,
-            "named": self._classes is not None,
-            "colours": [list(colour) for colour in self.colours],
-            "settings": asdict(self.settings),
-            "encoder_id": self.encoder_id,
-            "encoder": self.encoder.config["sslzoo"],
-            "finetuning": self.finetuning,
-        }
-        weights.write_folder(Path(folder), config, self.state_dict(), card)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        card: str | None = None,
-        licence: str | None = None,
-        private: bool = False,
-        message: str | None = None,
-        token: str | None = None,
-    ) -> str:
-        """Push to a repository of the Hugging Face Hub and return the URL of the commit: see `Encoder.push_to_hub`.
-
-        Raises:
-            sslzoo.hub.HubError: It cannot be done; says why and what to do.
-        """
-        from sslzoo.publish import push_saved  # a segmenter needs no card until it is shown to others
-
-        return push_saved(
-            self.save_pretrained, repo_id, card=card, licence=licence, private=private, message=message, token=token
-        )
+    def contents(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+        """See `TaskModel`."""
+        own = {"colours": [list(colour) for colour in self.colours], "settings": asdict(self.settings)}
+        return common.sslzoo_config(self.encoder), self.state_dict(), own
 
     def extra_repr(self) -> str:
         """One line about the segmenter, within PyTorch's own listing."""
-        return f"{self.settings.head}, {self.num_classes} classes; {self.origin}"
-
-    @property
-    def origin(self) -> str:
-        """How many of the encoder's tensors came from where, in words."""
-        return common.origin(self.encoder, self.encoder_id)
+        return f"{self.settings.head}, {super().extra_repr()}"
 
     # What finetune asks for: see the contract in heads/__init__.py
 
@@ -258,12 +184,7 @@ class Segmenter(nn.Module):
         """
         found = open_masks(source)
         if self._classes is None and found.classes is not None:
-            if len(found.classes) != self.num_classes:
-                raise ValueError(
-                    f"The model has {self.num_classes} classes, the training masks have {len(found.classes)}: "
-                    f"{listed(found.classes)}. Make it with classes=[...] or that number."
-                )
-            self._classes = list(found.classes)
+            self.name_classes(found.classes, "masks")
             self.colours = _checked(found.colours, self.num_classes)
         return self._renumbered(found, "training")
 
@@ -311,8 +232,8 @@ class Segmenter(nn.Module):
             counts = images.counts().sum(axis=0)[: self.num_classes]
             middle = float(np.median(counts[counts > 0]))
             class_weights = list(map(float, np.where(counts > 0, middle / np.maximum(counts, 1), 0)))
-        checked = common.checked_weights(class_weights, self.num_classes)
-        self.class_weights = None if checked is None else checked.to(next(self.parameters()).device)
+        device = next(self.parameters()).device
+        self.class_weights = common.checked_weights(class_weights, self.num_classes, device)
 
     def samples(self, images: MaskSet, seed: int | None) -> JointSamples:
         """Random views to train on, or with seed None each image scaled to fit and padded."""
@@ -418,16 +339,13 @@ def segmenter(
         sslzoo.zoo.UnknownModelError: No such encoder.
         sslzoo.weights.WeightsError: Its files are damaged.
     """
-    if num_classes is None and classes is None:
-        raise ValueError("Say how many classes there are, num_classes=3, or what they are called, classes=[...].")
-    k = len(classes or ()) if num_classes is None else num_classes
+    k = common.count_classes(num_classes, classes)
     if not 2 <= k <= IGNORE:
         raise ValueError(f"A segmenter needs 2 to {IGNORE} classes, got {k}.")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 32:
         raise ValueError(f"image_size must be at least 32 pixels either way, got {height}×{width}.")
-    name = None if isinstance(encoder, Encoder) else common.encoder_name(encoder)
-    found = encoder if isinstance(encoder, Encoder) else encoders.load(encoder)
+    found, name = common.opened(encoder)
     found = decoders.prepared(found, head, output_stride)
     settings = Settings(head, found.reductions[-1], (height, width), loss, auxiliary)
     with torch.random.fork_rng(devices=[]):
@@ -463,15 +381,13 @@ def build(
 def load(folder: Path, *, device: torch.device | str = "cpu") -> Segmenter:
     """Load a saved segmenter: see `sslzoo.load_model`."""
     config = weights.read_model_config(folder)
-    block, names = config.pop("sslzoo"), config.pop("label_names")
-    network = encoders.build_network(config["architecture"], config["pretrained_cfg"], config["model_args"], seed=0)
-    settings = Settings(**{**block["settings"], "image_size": tuple(block["settings"]["image_size"])})
-    with torch.random.fork_rng(devices=[]):  # its random weights are replaced
-        model = Segmenter(
-            Encoder(network, config | {"sslzoo": block["encoder"]}), len(names), settings,
-            names if block.get("named", True) else None, [tuple(colour) for colour in block["colours"]],
-            encoder_id=block.get("encoder_id"), finetuning=copy.deepcopy(block.get("finetuning")),
-        )  # fmt: skip
+    with common.described(folder, "segmenter"), torch.random.fork_rng(devices=[]):  # its random weights are replaced
+        block, own = config["sslzoo"], common.encoder_config(config)
+        settings = Settings(**{**block["settings"], "image_size": tuple(block["settings"]["image_size"])})
+        network = build_network(own["architecture"], own["pretrained_cfg"], own["model_args"], seed=0)
+        colours = [tuple(colour) for colour in block["colours"]]
+        k = len(config["label_names"])
+        model = Segmenter(Encoder(network, own), k, settings, colours=colours, **common.saved(config))
     model.load_state_dict(weights.read_state(folder, model.state_dict()))
     return model.to(device)
 

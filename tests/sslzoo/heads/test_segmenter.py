@@ -217,6 +217,20 @@ def test_what_is_saved_is_what_comes_back(head: str, tmp_path: Path) -> None:
         sslzoo.load(tmp_path)
 
 
+def test_a_damaged_model_is_not_loaded_and_other_libraries_refuse_it(tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    new("fcn8s").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="sslzoo"):  # and does not load an encoder with random weights
+        AutoModel.from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key, wrong in (("settings", {"head": "segnet"}), ("colours", [[0, 0, 0]])):
+        broken = {**config, "sslzoo": {**config["sslzoo"], key: wrong}}
+        (tmp_path / "config.json").write_text(json.dumps(broken))
+        with pytest.raises(weights.WeightsError, match=r"config\.json does not describe a segmenter"):
+            sslzoo.load_model(tmp_path)
+
+
 def test_pushed_to_the_hub_and_loaded_from_there(hub_client: None, tmp_path: Path) -> None:
     model = new("fcn8s", colours=[(1, 2, 3), (4, 5, 6), (7, 8, 9)])
     nn.init.normal_(model.decoder.scores[0].weight)
