@@ -17,6 +17,8 @@ import sslzoo
 from sslzoo.heads import TASKS
 from sslzoo.heads.average_precision import PAD
 
+pytestmark = pytest.mark.slow  # two processes load torch, transformers and three tasks: 40 s of CPU time
+
 NAMES = ["zero", "one"]
 # Seven images to validate on, for two processes that take two a step: the last step has one too many
 SCRIPT = """
