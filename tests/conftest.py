@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the two processes of pytest share the cores
 
 Rows = Mapping[str, Mapping[str, Any]]
 ROW = {
