@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -150,8 +150,9 @@ class Run:
         skipped = f", {len(self.source.skipped)} skipped (see skipped.csv)" if self.source.skipped else ""
         start = f", going on at step {self.step}" if self.step else ""
         kind = "crops" if s.single_image else "images"
+        early = f" (until step {math.ceil(s.early_part * self.total)}: {s.early_size} px)" if s.early_size else ""
         return (
-            f"{self.plan.method}: {s.arch} at {s.image_size} px on {n} {kind} of {self.data}{skipped}; "
+            f"{self.plan.method}: {s.arch} at {s.image_size} px{early} on {n} {kind} of {self.data}{skipped}; "
             f"{s.epochs} epochs of {self.steps_per_epoch} steps of {s.batch_size} images, "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {s.precision}, seed {s.seed}{start} "
             f"-> {self.folder}"
@@ -300,11 +301,13 @@ class Run:
     def _views(self, batch: Batch, part: int) -> list[Tensor]:
         """The views of this process's images, with parameters drawn for the images of all processes."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        views = []
+        settings, views = self.plan.settings, []
+        scale = settings.side(self.step / self.total) / settings.image_size
         for number, view in enumerate(self.plan.views):
-            generator = generator_of(self.plan.settings.seed, self.step, part, number)
+            view = replace(view, size=round(view.size * scale))
+            generator = generator_of(settings.seed, self.step, part, number)
             views.append(own_view(view, batch, generator, processes, rank))
-        generator = generator_of(self.plan.settings.seed, self.step, part, len(views))
+        generator = generator_of(settings.seed, self.step, part, len(views))
         if (draws := self.method.draw(self.share * processes, generator)) is not None:
             views.append(draws[rank * self.share : (rank + 1) * self.share].to(batch.images.device))
         return views

@@ -29,6 +29,9 @@ class Settings:
     Attributes:
         arch: A timm architecture, or "resnet18quarter".
         image_size: Side of the views, pixels.
+        early_size: Their side in the first part of the run (progressive resizing, as in fast.ai and in EfficientNetV2,
+            Sec. 4): small views cost little, and a last part at `image_size` makes the encoder at home there. 0: none.
+        early_part: How much of the steps that is, in [0, 1).
         epochs: Passes over the data.
         batch_size: Images a step over all processes and accumulated parts.
         accumulate: Parts into which a batch is cut to save memory; batch norm sees one part at a time.
@@ -53,6 +56,8 @@ class Settings:
 
     arch: str = "resnet18"
     image_size: int = 224
+    early_size: int = 0
+    early_part: float = 0.0
     epochs: int = 100
     batch_size: int = 256
     accumulate: int = 1
@@ -80,10 +85,21 @@ class Settings:
         for name in ("image_size", "epochs", "batch_size", "accumulate", "crops", "monitor_every", "log_every"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: needs to be at least 1.")
+        if not 0 <= self.early_part < 1:
+            raise RecipeError(f"early_part = {self.early_part}: needs to be a part of the run, in [0, 1).")
+        if not 0 <= self.early_size < self.image_size or (self.early_size > 0) != (self.early_part > 0):
+            raise RecipeError(
+                f"early_size = {self.early_size} with early_part = {self.early_part} and image_size = "
+                f"{self.image_size}: set both, the size below image_size, or neither."
+            )
         if self.batch_size % self.accumulate:
             raise RecipeError(
                 f"batch_size = {self.batch_size} cannot be cut into accumulate = {self.accumulate} equal parts."
             )
+
+    def side(self, progress: float) -> int:
+        """Side of the views, pixels, at `progress` in [0, 1] of the run."""
+        return self.early_size if progress < self.early_part else self.image_size
 
     @property
     def peak_lr(self) -> float:

@@ -288,6 +288,32 @@ def test_tensorboard_gets_the_scalars(photo_folder: Path, tmp_path: Path) -> Non
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
 
 
+def test_views_are_small_in_the_early_part_and_of_full_size_after_it(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides: list[tuple[int, ...]] = []
+    forward = find_method("byol").forward
+
+    def watched(self: Any, views: list[torch.Tensor], index: torch.Tensor) -> dict[str, torch.Tensor]:
+        sides.append(tuple(view.shape[-1] for view in views))
+        return forward(self, views, index)
+
+    monkeypatch.setattr(find_method("byol"), "forward", watched)
+    outcome = train(photo_folder, tmp_path / "run", epochs=4, early_size=24, early_part=0.5)
+    half = outcome.total // 2
+    assert half > 0
+    assert sides == [(24, 24)] * half + [(32, 32)] * (outcome.total - half)
+    assert sslzoo.load(tmp_path / "run").input_size == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"early_size": 16}, {"early_part": 0.5}, {"early_size": 32, "early_part": 0.5}, {"early_part": 1.0}]
+)
+def test_half_a_choice_of_early_views_is_refused(settings: dict[str, Any], photo_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="early_"):
+        train(photo_folder, tmp_path / "run", **settings)
+
+
 def test_seeds_decide_everything(photo_folder: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(photo_folder, tmp_path / name, "rotation", epochs=1, seed=seed)
