@@ -18,14 +18,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
 from sslzoo.boxes import BoxSet, open_boxes
 from sslzoo.card import data_title
 from sslzoo.encoder import Encoder
-from sslzoo.finetuning import finetune
 from sslzoo.heads.average_precision import AveragePrecision, packed
 from sslzoo.heads.detection_networks import HEADS
 from sslzoo.heads.detections import Detections
@@ -140,12 +138,10 @@ def trained(bench: Bench, subject: Subject, job: Job) -> Detector:
         subject.encode, classes=bench.train.classes, head=job.head, image_size=bench.image_size,
         proposals=PROPOSALS, frozen_norms=FROZEN_NORMS, seed=job.seed,
     )  # fmt: skip
-    with TemporaryDirectory() as folder:
-        finetune(
-            model, bench.train, out=folder, steps=bench.steps, batch_size=bench.batch_size, lr=LR[job.start],
-            weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY[job.start], val_fraction=0, seed=job.seed,
-            num_workers=0, device=bench.device, progress=sys.stderr.isatty(),
-        )  # fmt: skip
+    transfer.finetune_all(
+        model, bench.train, steps=bench.steps, batch_size=bench.batch_size, lr=LR[job.start],
+        layer_decay=LAYER_DECAY[job.start], seed=job.seed, device=bench.device,
+    )  # fmt: skip
     return model
 
 
@@ -172,9 +168,7 @@ def table(rows: Sequence[Result]) -> str:
         rows: Of results.csv, none replaced by a later one.
     """
     own = [row for row in rows if row.protocol.startswith(PREFIX)]
-    return "\n\n".join(
-        _table(data, [row for row in own if row.data == data]) for data in dict.fromkeys(row.data for row in own)
-    )
+    return "\n\n".join(_table(data, part) for data, part in results.by_data(own).items())
 
 
 def _table(data: str, rows: Sequence[Result]) -> str:

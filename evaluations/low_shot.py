@@ -15,13 +15,11 @@ same command goes on after a kill, and several with other --seeds may run side b
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,7 +29,6 @@ from sslzoo import plots
 from sslzoo.card import data_title
 from sslzoo.data import ImageSet, UnreadableImageError, open_images
 from sslzoo.encoder import Encoder
-from sslzoo.finetuning import finetune
 from sslzoo.heads.classifier import classifier
 from sslzoo.splits import stratified_split
 
@@ -206,12 +203,10 @@ def finetuned_accuracy(bench: Bench, subject: Subject, job: Job) -> float:
     """Fine-tune on the job's part of the labels, for all steps, and test once."""
     assert isinstance(subject.encode, Encoder)
     model = classifier(subject.encode, classes=bench.train.classes)
-    with TemporaryDirectory() as folder:
-        finetune(
-            model, bench.train.subset(bench.part(job)), out=folder, steps=bench.steps, batch_size=bench.batch_size,
-            lr=LR[job.start], weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY[job.start], val_fraction=0,
-            seed=job.seed, num_workers=0, device=bench.device, progress=sys.stderr.isatty(),
-        )  # fmt: skip
+    transfer.finetune_all(
+        model, bench.train.subset(bench.part(job)), steps=bench.steps, batch_size=bench.batch_size, lr=LR[job.start],
+        layer_decay=LAYER_DECAY[job.start], seed=job.seed, device=bench.device,
+    )  # fmt: skip
     said = model.predict(bench.test, batch_size=250).probabilities.argmax(axis=1)
     return float(np.mean(said == bench.test.labels))
 

@@ -159,6 +159,14 @@ def latest(results: Iterable[Result]) -> list[Result]:
     return list(last.values())
 
 
+def by_data(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Rows of each data set, in the order in which the sets first appear."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.data, []).append(result)
+    return found
+
+
 def spread(values: Sequence[float]) -> float:
     """Standard deviation over seeds; 0 of one."""
     return stdev(values) if len(values) > 1 else 0.0

@@ -11,12 +11,10 @@ same command goes on after a kill, and several with other --seeds may run side b
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from PIL import Image
@@ -25,7 +23,6 @@ from sslzoo import plots
 from sslzoo.card import data_title
 from sslzoo.class_table import ClassTable, palette
 from sslzoo.encoder import Encoder
-from sslzoo.finetuning import finetune
 from sslzoo.heads import decoders
 from sslzoo.heads.segmentations import Segmentations
 from sslzoo.heads.segmenter import Overlap, Segmenter, confusion, segmenter
@@ -170,12 +167,10 @@ def finetuned(bench: Bench, subject: Subject, job: Job) -> Segmenter:
         subject.encode, classes=bench.train.classes, colours=bench.train.colours, head=job.head,
         output_stride=bench.stride(job), image_size=options.image_size, seed=job.seed,
     )  # fmt: skip
-    with TemporaryDirectory() as folder:
-        finetune(
-            model, bench.train, out=folder, steps=options.steps, batch_size=options.batch_size,
-            lr=bench.lr(job), weight_decay=WEIGHT_DECAY, layer_decay=bench.layer_decay(job), val_fraction=0,
-            seed=job.seed, bf16=options.bf16, num_workers=0, device=options.device, progress=sys.stderr.isatty(),
-        )  # fmt: skip
+    transfer.finetune_all(
+        model, bench.train, steps=options.steps, batch_size=options.batch_size, lr=bench.lr(job),
+        layer_decay=bench.layer_decay(job), seed=job.seed, bf16=options.bf16, device=options.device,
+    )  # fmt: skip
     return model
 
 
@@ -213,9 +208,7 @@ def table(rows: Sequence[Result]) -> str:
         rows: Of results.csv, none replaced by a later one.
     """
     own = [row for row in rows if row.protocol.startswith(PREFIX) and row.metric == "miou"]
-    return "\n\n".join(
-        _table(data, [row for row in own if row.data == data]) for data in dict.fromkeys(row.data for row in own)
-    )
+    return "\n\n".join(_table(data, part) for data, part in results.by_data(own).items())
 
 
 def _table(data: str, rows: Sequence[Result]) -> str:

@@ -1,15 +1,18 @@
 """What the evaluations that train networks share: where a network starts, and going on after a kill."""
 
 import argparse
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from sslzoo.data import ImageSet
 from sslzoo.encoder import Encoder
+from sslzoo.finetuning import finetune
 
 from . import results
 from .results import Result
@@ -111,6 +114,21 @@ def once(
         )  # fmt: skip
         results.append(result, file)
         yield result
+
+
+def finetune_all(model: Any, images: Any, **settings: Any) -> None:
+    """Fine-tune in place on all of the images, for all steps: nothing is held out, and nothing is kept but the model.
+
+    Args:
+        model: Of any task.
+        images: Labelled, as `sslzoo.finetune` takes them.
+        **settings: Of `sslzoo.finetune`.
+    """
+    with TemporaryDirectory() as folder:
+        finetune(
+            model, images, out=folder, weight_decay=WEIGHT_DECAY, val_fraction=0, num_workers=0,
+            progress=sys.stderr.isatty(), **settings,
+        )  # fmt: skip
 
 
 def show(result: Result) -> str:
