@@ -264,6 +264,12 @@ def _fitted(found: Marked, classes: list[str] | None) -> BoxSet:
             np.array([number[box.label] for box in row], np.int64)[good],
             np.array([box.crowd for box in row])[good],
         )
+    if made.dropped and not any(len(boxes) for boxes in made.boxes):
+        unit = "parts of 1 of the image's sides" if found.relative else "pixels, of the image as it is stored"
+        raise ValueError(
+            f"None of the {len(made.dropped):,} boxes has an area within its image, the first is of "
+            f"{made.dropped[0]}. Check that they are in {unit}, and in the right format."
+        )
     return made
 
 

@@ -283,14 +283,23 @@ class Overlap:
         self.matrix += predictions.sum(dim=0).cpu()
 
     def compute(self) -> dict[str, float]:
-        """Mean IoU over classes that are there or were predicted, "iou/CLASS" of each of them, and pixel accuracy."""
+        """Mean IoU over classes that are there or were predicted, "iou/CLASS" of each of them, and pixel accuracy.
+
+        Raises:
+            ValueError: No pixel counts.
+        """
+        if not self.matrix.any():
+            raise ValueError(
+                f"No pixel of the masks is of a class: all are {IGNORE}, which does not count. "
+                "Check that masks hold the classes' numbers, or name their colours in a class file."
+            )
         right = self.matrix.diagonal().double()
         union = self.matrix.sum(0) + self.matrix.sum(1) - self.matrix.diagonal()
         there = union > 0
         iou = right[there] / union[there]
         each = {f"iou/{self.classes[k]}": float(v) for k, v in zip(there.nonzero()[:, 0].tolist(), iou, strict=True)}
-        accuracy = right.sum() / self.matrix.sum().clamp(min=1)
-        return {"miou": float(iou.mean()) if len(iou) else 0.0, "pixel_accuracy": float(accuracy), **each}
+        accuracy = right.sum() / self.matrix.sum()
+        return {"miou": float(iou.mean()), "pixel_accuracy": float(accuracy), **each}
 
 
 @dataclass(frozen=True, eq=False)

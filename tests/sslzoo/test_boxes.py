@@ -163,6 +163,12 @@ def test_the_same_truth_from_every_source(make: Callable[[Path], Any], tmp_path:
     assert target["boxes"].canvas_size == (40, 60)
 
 
+def test_boxes_none_of_which_is_within_its_image_are_an_error() -> None:
+    images = [np.zeros((40, 60, 3), np.uint8)] * 2
+    with pytest.raises(ValueError, match=r"None of the 2 boxes .* in pixels"):
+        open_boxes(images, boxes=[[(61, 0, 69, 9)], [(4, 4, 4, 9)]], labels=[["a"], ["b"]])
+
+
 @pytest.mark.parametrize("make", [voc, coco], ids=lambda make: make.__name__)
 def test_boxes_without_area_are_dropped_and_those_outside_clipped(make: Callable[..., Any], tmp_path: Path) -> None:
     truth = [[("cat", -5, 10, 20, 20), ("dog", 10, 10, 70, 50), ("cat", 9, 9, 9, 20)], [("dog", 61, 5, 70, 9)], []]

@@ -418,6 +418,14 @@ def test_confusion_matrices_and_overlap_by_loops() -> None:
     assert figures["pixel_accuracy"] == pytest.approx(float((said == labels)[known].float().mean()))
 
 
+def test_masks_of_which_no_pixel_counts_have_no_metric() -> None:
+    meter = Overlap(NAMES)
+    labels = torch.full((1, 4, 4), 255)
+    meter.update(confusion(torch.zeros_like(labels), labels, len(NAMES)), torch.zeros(1))
+    with pytest.raises(ValueError, match="No pixel of the masks is of a class: all are 255"):
+        meter.compute()
+
+
 def test_the_metric_is_that_of_torchmetrics() -> None:
     metrics = pytest.importorskip("torchmetrics.segmentation")
     g = torch.Generator().manual_seed(1)
