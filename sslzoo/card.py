@@ -258,6 +258,8 @@ def _recipe(recipe: Row) -> str | None:
     words = {"optimizer": "{}", "lr": "lr {} per 256 images", "momentum": "momentum {}"}
     words |= {"weight_decay": "weight decay {}", "warmup_epochs": "{} epochs of warm-up", "precision": "precision {}"}
     words |= {"image_size": "views of {} pixels"}
+    if recipe.get("early_size"):
+        words |= {"early_size": "before that of {}", "early_part": "for {:.0%} of the steps"}
     return ", ".join(text.format(recipe[key]) for key, text in words.items() if key in recipe) or None
 
 

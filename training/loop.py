@@ -184,6 +184,8 @@ class Run:
 
     def _build(self) -> None:
         settings = self.plan.settings
+        scale = settings.early_size / settings.image_size
+        self.early_views = [replace(v, size=round(v.size * scale)) for v in self.plan.views if settings.early_size]
         torch.manual_seed(settings.seed)
         kind = find_method(self.plan.method)
         encoder = create(settings.arch, seed=settings.seed, image_size=settings.image_size, lightness=kind.LIGHTNESS)
@@ -302,9 +304,8 @@ class Run:
         """The views of this process's images, with parameters drawn for the images of all processes."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         settings, views = self.plan.settings, []
-        scale = settings.side(self.step / self.total) / settings.image_size
-        for number, view in enumerate(self.plan.views):
-            view = replace(view, size=round(view.size * scale))
+        early = self.step / self.total < settings.early_part
+        for number, view in enumerate(self.early_views if early else self.plan.views):
             generator = generator_of(settings.seed, self.step, part, number)
             views.append(own_view(view, batch, generator, processes, rank))
         generator = generator_of(settings.seed, self.step, part, len(views))

@@ -97,10 +97,6 @@ class Settings:
                 f"batch_size = {self.batch_size} cannot be cut into accumulate = {self.accumulate} equal parts."
             )
 
-    def side(self, progress: float) -> int:
-        """Side of the views, pixels, at `progress` in [0, 1] of the run."""
-        return self.early_size if progress < self.early_part else self.image_size
-
     @property
     def peak_lr(self) -> float:
         """Peak learning rate of this batch size."""

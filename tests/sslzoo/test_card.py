@@ -107,6 +107,13 @@ def test_a_zoo_card_tells_what_ran(config, info):
     assert "None" not in re.sub("```.*?```", "", text, flags=re.DOTALL)
 
 
+def test_a_card_tells_that_the_views_were_smaller_at_first(config, info):
+    config["sslzoo"]["recipe"] |= {"early_size": 0, "early_part": 0.0}
+    assert "| views of 64 pixels |" in render_card(NAME, config, ROWS, info)
+    config["sslzoo"]["recipe"] |= {"early_size": 32, "early_part": 0.92}
+    assert "views of 64 pixels, before that of 32, for 92% of the steps" in render_card(NAME, config, ROWS, info)
+
+
 def test_a_card_tells_whether_the_probe_saw_crops(config, info):
     crops, mirrored = "centre view and random crops of each training image", "Raw pixels have their mirror image"
     text = render_card(NAME, config, ROWS, info)
