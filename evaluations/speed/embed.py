@@ -32,7 +32,7 @@ from sslzoo.encoder import create
 from sslzoo.feature_files import read_features
 from sslzoo.heads.classifier import classifier
 
-from .measure import Cost, Spread, confined, machine, run_child
+from .measure import Cost, Spread, confined, machine, run_child, thread_limits
 from .pretrain import copy_images
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
@@ -148,12 +148,8 @@ class Job:
             costs = []
             for data in (self.short, self.long):
                 command = contender.command(task, self.models[task.name], data, out, self.batch_size)
-                costs.append(run_child(command, _threads())[0])
+                costs.append(run_child(command, thread_limits(THREADS))[0])
             return costs[1] - costs[0], task.read(out)
-
-
-def _threads() -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
 
 
 def make_photographs(folder: Path, count: int) -> None:

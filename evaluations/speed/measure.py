@@ -71,6 +71,11 @@ def run_child(command: Sequence[str], environment: Mapping[str, str] | None = No
     return Cost(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, wall), done.stdout
 
 
+def thread_limits(threads: int) -> dict[str, str]:
+    """Environment of a child that computes with so many threads."""
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
 @contextmanager
 def confined(cpus: int) -> Iterator[None]:
     """Keep this process, and the children it starts, to some of its CPUs; does nothing where the system cannot."""

@@ -1,11 +1,12 @@
 """What each method's step costs beside its bare model step: all that is not forward, backward and optimizer.
 
-    python -m sslzoo_evaluations speed methods     # about a minute for each method on two quiet cores
+    python -m sslzoo_evaluations speed methods     # about a minute for each method on a quiet core
 
 End to end is everything from batch to batch: images from the store, views, labels by clustering where a method makes
 them, logging. Bare is the same step without all that, as if it had been prepared. Both come from one run under
 cProfile with the CPU clock, as a run of several steps less one of one step: start-up, warm-up,
-checkpoints and looks at the features drop out. The goal is a ratio of at most 1.25.
+checkpoints and looks at the features drop out. One thread, as the CPU recipes were run: the CPU clock also counts
+a thread that waits for another. The goal is a ratio of at most 1.25.
 """
 
 import argparse
@@ -17,10 +18,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .measure import Spread, confined, machine, run_child
-from .pretrain import PROFILED, THREADS, Job, make_job, seconds_in, threads
+from .measure import Spread, confined, machine, run_child, thread_limits
+from .pretrain import PROFILED, Job, make_job, seconds_in
 
 GOAL = 1.25
+THREADS = 1
 # (file, function) of the profile: what is not of the loop, and what a bare step has not
 OUTSIDE = (("loop.py", "save"), ("watch.py", "look"))
 PREPARED = (("loop.py", "_prepare"), ("loop.py", "_views"), ("source.py", "loader"))
@@ -68,7 +70,7 @@ def profile(method: str, folder: Path, recipe: str, batch_size: int) -> Step:
         path, out = Path(temporary, "profile"), Path(temporary, "run")
         words = ["pretrain", method, "--data", str(folder), "--out", str(out), "--device", "cpu", "--recipe", recipe]
         words += ["--epochs", "1", "--batch-size", str(batch_size), "monitor_every=1000000"]
-        run_child([sys.executable, "-c", PROFILED.format(path=str(path)), *words], threads())
+        run_child([sys.executable, "-c", PROFILED.format(path=str(path)), *words], thread_limits(THREADS))
         return Step.of(pstats.Stats(str(path)))
 
 
@@ -96,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=10, help="steps that are counted")
     parser.add_argument("--batch-size", type=int, default=128)
     args = parser.parse_args(argv)
-    print(f"{machine()}\n{args.recipe}, batch {args.batch_size}, {THREADS} threads, {args.steps} steps; "
+    print(f"{machine()}\n{args.recipe}, batch {args.batch_size}, {THREADS} thread, {args.steps} steps; "
           f"median of {args.repeats} (lowest–highest)")  # fmt: skip
     print(f"{'method':25}{'bare, CPU ms / image':26}end to end / bare (goal: {GOAL} or less)")
     with TemporaryDirectory() as temporary, confined(THREADS):

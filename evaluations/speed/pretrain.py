@@ -31,7 +31,7 @@ from sklearn.datasets import load_sample_images
 
 from sslzoo.data import open_images
 
-from .measure import Cost, Spread, confined, machine, run_child
+from .measure import Cost, Spread, confined, machine, run_child, thread_limits
 
 THREADS = 2
 SETTINGS = ("optimizer=sgd", "lr=0.06", "warmup_epochs=0", "monitor_every=1000000")
@@ -109,7 +109,7 @@ class Job:
         for folder in (self.long, self.short):
             with TemporaryDirectory() as temporary:
                 command = contender.command(method, folder, Path(temporary, "run"), self.batch_size)
-                costs.append(run_child(command, threads())[0])
+                costs.append(run_child(command, thread_limits(THREADS))[0])
         return costs[0] - costs[1]
 
     def views_share(self, method: str) -> float:
@@ -122,7 +122,7 @@ class Job:
         with TemporaryDirectory() as temporary:
             path, out = Path(temporary, "profile"), Path(temporary, "run")
             program = [sys.executable, "-c", PROFILED.format(path=str(path))]
-            run_child([*program, *_arguments(method, folder, out, self.batch_size)], threads())
+            run_child([*program, *_arguments(method, folder, out, self.batch_size)], thread_limits(THREADS))
             stats = pstats.Stats(str(path))
         return seconds_in(stats, "loop.py", "_views"), seconds_in(stats, "loop.py", "_step")
 
@@ -228,11 +228,6 @@ def main(argv: Sequence[str]) -> int:
             print(f"augmentation in sslzoo, bf16: {share.show(0)} % of the CPU time of a step (goal: under 20 %)")
     print("\ngoal: sslzoo, bf16 at 0.50 of lightly, float32 or less")
     return 0
-
-
-def threads() -> dict[str, str]:
-    """Environment of a child that computes with `THREADS` threads."""
-    return {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
 
 
 if __name__ == "__main__":
