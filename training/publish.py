@@ -110,7 +110,7 @@ def command(recipe: Mapping[str, Any]) -> str:
     Args:
         recipe: All settings, as `Plan.to_dict` gives them.
     """
-    changes = {name: _changes(recipe, name) for name in list_recipes()}
+    changes = {name: _changes(recipe, name) for name in list_recipes(recipe["method"])}
     name = min(changes, key=lambda name: len(changes[name]))
     words = [f"{key}={_toml(value)}" for key, value in changes[name].items() if key != "seed"]
     return shlex.join(

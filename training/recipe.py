@@ -119,9 +119,10 @@ class Plan:
         return {"method": self.method, **asdict(self.settings), **settings, "views": views}
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+def list_recipes(method: str | None = None) -> list[str]:
+    """Names of the recipes that come with the package: all, or those that a method can be run with."""
+    names = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    return names if method is None else [name for name in names if _serves(_read(name), method)]
 
 
 def make_plan(method: str, recipe: str | Path, overrides: Mapping[str, Any]) -> Plan:
@@ -133,7 +134,8 @@ def make_plan(method: str, recipe: str | Path, overrides: Mapping[str, Any]) -> 
         overrides: Settings typed by the user, the last word.
 
     Raises:
-        RecipeError: An unknown key (names the nearest ones), a wrong type or a value out of range.
+        RecipeError: An unknown key (names the nearest ones), a wrong type, a value out of range, or a recipe for other
+            methods.
         ValueError: Unknown method.
     """
     kind = find_method(method)
@@ -141,6 +143,11 @@ def make_plan(method: str, recipe: str | Path, overrides: Mapping[str, Any]) -> 
     unknown = set(tables) - {"default", *list_methods()}
     if unknown:
         raise RecipeError(f"recipe {recipe}: table [{sorted(unknown)[0]}] is neither [default] nor a method.")
+    if not _serves(tables, method):
+        raise RecipeError(
+            f"recipe {recipe} has settings for {', '.join(tables) or 'nothing'} only. Give it a table [{method}] or "
+            f"[default], or take one of: {', '.join(list_recipes(method))}."
+        )
     defaults: dict[str, Any] = {f.name: f.default for f in fields(Settings)} | method_settings(kind) | {"views": []}
     chosen = dict(defaults)
     for origin, table in (
@@ -173,6 +180,10 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             overrides[key.strip()] = value
     return overrides
+
+
+def _serves(tables: Mapping[str, Any], method: str) -> bool:
+    return "default" in tables or method in tables
 
 
 def _read(recipe: str | Path) -> dict[str, dict[str, Any]]:

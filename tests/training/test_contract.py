@@ -91,13 +91,12 @@ def encoded_by_timm(folder: Path, images: Tensor) -> Tensor:
     return features
 
 
-REAL = [recipe for recipe in list_recipes() if recipe not in (FAST, ONE_PHOTOGRAPH)]
+CASES = [(method, recipe) for method in list_methods() for recipe in list_recipes(method) if recipe != ONE_PHOTOGRAPH]
 
 
 @pytest.mark.parametrize(
     ("method", "recipe"),
-    [(method, FAST) for method in list_methods()]
-    + [pytest.param(method, recipe, marks=pytest.mark.recipe) for method in list_methods() for recipe in REAL],
+    [pytest.param(*case, marks=[] if case[1] == FAST else pytest.mark.recipe) for case in CASES],
 )
 def test_thirty_steps_lower_the_loss_and_the_encoder_loads(
     method: str, recipe: str, cuts: Path, tmp_path: Path

@@ -10,12 +10,25 @@ from sslzoo_training.method import list_methods
 from sslzoo_training.recipe import RECIPES, RecipeError, list_recipes, make_plan, parse_overrides
 
 
-@pytest.mark.parametrize("recipe", list_recipes())
-@pytest.mark.parametrize("method", list_methods())
-def test_every_recipe_of_the_package_has_a_plan_for_every_method(recipe: str, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "recipe"), [(method, name) for method in list_methods() for name in list_recipes(method)]
+)
+def test_the_recipes_of_a_method_give_plans(method: str, recipe: str) -> None:
     plan = make_plan(method, recipe, {})
     assert all(view.size == plan.settings.image_size for view in plan.views)
     assert plan.to_dict()["method"] == method
+
+
+def test_a_recipe_for_other_methods_is_refused(tmp_path: Path) -> None:
+    assert "cifar10_resnet50_cpu" in list_recipes("byol")
+    assert {"cifar10", "cifar10_cpu", "imagenet"} <= set(list_recipes("simsiam")) < set(list_recipes())
+    with pytest.raises(
+        RecipeError, match=r"settings for byol only.*\[simsiam\].*one of: cifar10, cifar10_cpu, imagenet"
+    ):
+        make_plan("simsiam", "cifar10_resnet50_cpu", {})
+    (tmp_path / "empty.toml").write_text("")
+    with pytest.raises(RecipeError, match="settings for nothing only"):
+        make_plan("simsiam", tmp_path / "empty.toml", {})
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
