@@ -136,8 +136,9 @@ def _changes(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _sizes(recipe: Mapping[str, Any]) -> str:
     """At which sizes it was trained, in words; recipes from before there were two have no `early_size`."""
     if not recipe.get("early_size"):
-        return str(recipe["image_size"])
-    return f"{recipe['image_size']} (the first {recipe['early_part']:.0%} of them at {recipe['early_size']})"
+        return f"{recipe['image_size']} pixels"
+    late = 1 - recipe["early_part"]
+    return f"{recipe['early_size']} pixels, the last {late:.0%} of the steps at {recipe['image_size']}"
 
 
 def _toml(value: Any) -> str:
@@ -207,7 +208,7 @@ def publish(
         paper_url=paper.url,
         summary=summary
         or f"{recipe['arch']} pretrained by {method} on {trained_on(recipe, data)}, "
-        f"{recipe['epochs']} epochs at {_sizes(recipe)} pixels.",
+        f"{recipe['epochs']} epochs at {_sizes(recipe)}.",
     )
     _write_history(run, root / "training" / "history" / f"{id_}.csv")
     _write_table(table, info)
