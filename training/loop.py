@@ -307,7 +307,7 @@ class Run:
         early = self.step / self.total < settings.early_part
         for number, view in enumerate(self.early_views if early else self.plan.views):
             generator = generator_of(settings.seed, self.step, part, number)
-            views.append(own_view(view, batch, generator, processes, rank))
+            views.append(own_view(view, batch, generator, processes, rank, self.method.part(number)))
         generator = generator_of(settings.seed, self.step, part, len(views))
         if (draws := self.method.draw(self.share * processes, generator)) is not None:
             views.append(draws[rank * self.share : (rank + 1) * self.share].to(batch.images.device))

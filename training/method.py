@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import methods
-from .views import View
+from .views import Part, View
 
 if TYPE_CHECKING:
     from .sweep import Sweeps
@@ -78,8 +78,8 @@ class Method(nn.Module):
         """One step on this process's share of the batch.
 
         Args:
-            views: One normalised image batch (B, 3, H, W) for each entry of `VIEWS`; after them what `draw` gave for
-                these images, if anything.
+            views: One normalised image batch (B, 3, H, W) for each entry of `VIEWS`, of which `part` it asked for;
+                after them what `draw` gave for these images, if anything.
             index: (B,) position of each image in the data set.
 
         Returns:
@@ -94,6 +94,10 @@ class Method(nn.Module):
         numbers that `forward` draws itself differ from process to process.
         """
         return None
+
+    def part(self, view: int) -> Part:
+        """Which half of each image of a view `forward` looks at: the other one is not made. `view`: from 0."""
+        return "all"
 
     def begin(self, images: int) -> None:
         """Called once, before the first step and before a checkpoint is read: make what has an entry for each image.

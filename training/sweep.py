@@ -19,7 +19,7 @@ from .method import Backbone
 from .recipe import Settings
 from .seeding import LABELS, SWEEP, generator_of
 from .source import Batch, Source, available_memory
-from .views import View
+from .views import Part, View
 
 
 class Rows(NamedTuple):
@@ -121,8 +121,10 @@ class Sweeps:
         return order[filled % images], int((filled < images).sum())
 
 
-def own_view(view: View, batch: Batch, generator: torch.Generator, processes: int, rank: int) -> Tensor:
-    """A view of this process's images, (B, 3, size, size), with parameters drawn for the images of all processes.
+def own_view(
+    view: View, batch: Batch, generator: torch.Generator, processes: int, rank: int, part: Part = "all"
+) -> Tensor:
+    """A view of this process's images, (B, 3, size, size) or a part of it, with parameters drawn for the images of all.
 
     Args:
         view: What to draw.
@@ -130,9 +132,10 @@ def own_view(view: View, batch: Batch, generator: torch.Generator, processes: in
         generator: In the same state in all processes.
         processes: How many there are.
         rank: Which of them this is.
+        part: Of the view, to make alone.
     """
     own = slice(rank * len(batch.sizes), (rank + 1) * len(batch.sizes))
     sizes = torch.ones(len(batch.sizes) * processes, 2, dtype=torch.int64)  # of the others: not needed here
     sizes[own] = batch.sizes.cpu()
     params = view.sample(sizes, generator)[own]
-    return view.apply(batch.images, params).contiguous(memory_format=torch.channels_last)
+    return view.apply(batch.images, params, part).contiguous(memory_format=torch.channels_last)

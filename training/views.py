@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Interpolation = Literal["bicubic", "bilinear"]
+Part = Literal["all", "top", "bottom", "left", "right"]
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbering in ColorJitter
 LUMA = (0.2989, 0.587, 0.114)  # the weights of red, green and blue in torchvision's grey
@@ -42,13 +43,23 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": _cubic, "bilinear":
 
 
 def _resize_matrices(
-    start: Tensor, length: Tensor, pixels: int, size: int, interpolation: str, flip: Tensor | None = None
+    start: Tensor,
+    length: Tensor,
+    pixels: int,
+    size: int,
+    interpolation: str,
+    flip: Tensor | None = None,
+    kept: slice = slice(None),
 ) -> Tensor:
-    """(B, size, pixels) weights that cut [start, start + length) out of a line of pixels and resize it to `size`."""
+    """Weights that cut [start, start + length) out of a line of pixels and resize it to `size`, of which some are kept.
+
+    (B, kept, pixels).
+    """
     scale = (length / size)[:, None]
     centres = start[:, None] + scale * (torch.arange(size, device=start.device) + 0.5)  # (B, size)
     if flip is not None:
         centres = torch.where(flip[:, None], centres.flip(1), centres)
+    centres = centres[:, kept]
     shrink = 1 / scale.clamp(min=1)  # antialias: a kernel as wide as the pixels of the output
     edges = torch.arange(pixels, device=start.device, dtype=start.dtype)
     distance = (edges + 0.5)[None, None] * shrink[..., None] - (centres * shrink)[..., None]
@@ -56,6 +67,17 @@ def _resize_matrices(
     inside = torch.minimum(edges + 1, (start + length)[:, None]) - torch.maximum(edges, start[:, None])  # (B, pixels)
     weights = KERNELS[interpolation](distance).mul_(inside.clamp_(0, 1)[:, None])
     return weights.div_(weights.sum(dim=2, keepdim=True))
+
+
+def _rows_and_columns(part: Part, size: int) -> tuple[slice, slice]:
+    every, first, second = slice(size), slice((size + 1) // 2), slice((size + 1) // 2, size)
+    return {
+        "all": (every, every),
+        "top": (first, every),
+        "bottom": (second, every),
+        "left": (every, first),
+        "right": (every, second),
+    }[part]
 
 
 def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -69,7 +91,12 @@ def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def resized_crop(
-    images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None, interpolation: Interpolation = "bicubic"
+    images: Tensor,
+    boxes: Tensor,
+    size: int,
+    flip: Tensor | None = None,
+    interpolation: Interpolation = "bicubic",
+    part: Part = "all",
 ) -> Tensor:
     """Crop each image to its box, resize with antialiasing, and mirror left and right where asked, in one resample.
 
@@ -79,13 +106,16 @@ def resized_crop(
         size: Height and width of the result.
         flip: (B,) bool.
         interpolation: "bicubic" or "bilinear".
+        part: Half of the result to make alone; of an odd size, "top" and "left" have the pixel more.
 
     Returns:
-        (B, C, size, size) float32 on the scale of the input; bicubic overshoots it at edges: clamp where that matters.
+        (B, C, size, size) or that part, float32 on the scale of the input; bicubic overshoots it at edges: clamp where
+        that matters.
     """
     top, left, height, width = boxes.unbind(1)
-    rows = _resize_matrices(top, height, images.shape[2], size, interpolation)
-    columns = _resize_matrices(left, width, images.shape[3], size, interpolation, flip)
+    kept_rows, kept_columns = _rows_and_columns(part, size)
+    rows = _resize_matrices(top, height, images.shape[2], size, interpolation, kept=kept_rows)
+    columns = _resize_matrices(left, width, images.shape[3], size, interpolation, flip, kept_columns)
     return _separable(images, rows, columns)
 
 
@@ -388,15 +418,16 @@ class View:
         return torch.cat([torch.randint(-pad, pad + 1, (len(sizes), 2), generator=generator), sizes.long()], dim=1)
 
     @torch.no_grad()
-    def apply(self, images: Tensor, params: Params) -> Tensor:
+    def apply(self, images: Tensor, params: Params, part: Part = "all") -> Tensor:
         """Make the views.
 
         Args:
             images: (B, 3, H, W) uint8. May have been stretched to H x W from their true sizes, which `params` has.
             params: Of these B images, on the CPU, where what there is to do can be read without waiting.
+            part: Half of each view to make alone. To all that comes after crop and flip it is the image.
 
         Returns:
-            (B, 3, size, size) float32, normalised, contiguous, on the device of the images.
+            (B, 3, size, size) or that part, float32, normalised, contiguous, on the device of the images.
 
         Raises:
             ValueError: The images are not uint8 with 3 channels, or not as many as the parameters.
@@ -411,12 +442,12 @@ class View:
         starts = range(0, max(1, len(images)), some)
         # under bf16 a crop would keep 8 bits and lose the pixel grid
         with torch.autocast(images.device.type, enabled=False):
-            return torch.cat([self._apply(images[i : i + some], params[i : i + some]) for i in starts])
+            return torch.cat([self._apply(images[i : i + some], params[i : i + some], part) for i in starts])
 
-    def _apply(self, images: Tensor, params: Params) -> Tensor:
+    def _apply(self, images: Tensor, params: Params, part: Part) -> Tensor:
         device, on_device = images.device, params.to(images.device)
         images, boxes = self._pad_stored(images, params)
-        x = resized_crop(images, _send(boxes, device), self.size, on_device.flip, self.interpolation)
+        x = resized_crop(images, _send(boxes, device), self.size, on_device.flip, self.interpolation, part)
         x = x.clamp_(0, 255).div_(255)
         if self.rotate:
             x = rotate(x, on_device.degrees)

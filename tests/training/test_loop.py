@@ -67,6 +67,21 @@ def test_lr_warms_up_and_falls_to_zero_along_a_cosine() -> None:
     assert all(a >= b for a, b in pairwise(factors[10:]))
 
 
+def test_a_method_gets_the_parts_of_views_that_it_asks_for(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = find_method("mutual_information")
+    forward, shapes = kind.forward, set()
+
+    def seen(self: Any, views: list[torch.Tensor], index: torch.Tensor) -> dict[str, torch.Tensor]:
+        shapes.update(view.shape for view in views)
+        return forward(self, views, index)
+
+    monkeypatch.setattr(kind, "forward", seen)
+    train(photo_folder, tmp_path / "run", "mutual_information", split="rows", epochs=1)
+    assert shapes == {(8, 3, 16, 32)}
+
+
 def test_an_epoch_visits_every_image_once_and_a_small_set_fills_a_batch() -> None:
     order = loop.epoch_order(10, 4, seed=0, epoch=0)
     assert len(order) == 8

@@ -13,7 +13,7 @@ from torch import nn
 
 from sslzoo_training import checkpoint, loop
 from sslzoo_training.method import find_method, list_methods, method_settings
-from sslzoo_training.views import Params, View
+from sslzoo_training.views import Params, Part, View
 
 SETTINGS: dict[str, Any] = {
     "recipe": "cifar10_cpu",
@@ -54,10 +54,10 @@ def in_double_precision() -> None:
         finally:
             torch.Tensor.float = single  # type: ignore[method-assign]
 
-    def single_apply(view: View, images: torch.Tensor, params: Params) -> torch.Tensor:
+    def single_apply(view: View, images: torch.Tensor, params: Params, part: Part) -> torch.Tensor:
         torch.Tensor.float, before = single, torch.Tensor.float  # type: ignore[method-assign]
         try:
-            return apply(view, images, params).double()
+            return apply(view, images, params, part).double()
         finally:
             torch.Tensor.float = before  # type: ignore[method-assign]
 

@@ -89,6 +89,23 @@ def test_a_flip_is_the_crop_mirrored() -> None:
     torch.testing.assert_close(ours[flip], straight[flip].flip(3), rtol=0, atol=1e-3)  # of 255
 
 
+HALVES = {
+    "top": (slice(None, 17), slice(None)),
+    "bottom": (slice(17, None), slice(None)),
+    "left": (slice(None), slice(None, 17)),
+    "right": (slice(None), slice(17, None)),
+}
+
+
+@pytest.mark.parametrize("part", HALVES)
+def test_a_part_is_that_of_the_crop(part: views.Part) -> None:
+    images = photographs(8, 45, 37)
+    boxes = View(33).sample(whole(images), generator()).boxes.float()
+    flip = torch.arange(8) % 2 == 0
+    expected = views.resized_crop(images, boxes, 33, flip)[:, :, *HALVES[part]]
+    torch.testing.assert_close(views.resized_crop(images, boxes, 33, flip, part=part), expected, rtol=0, atol=1e-3)
+
+
 def test_whole_images_and_flips_are_exact() -> None:
     images = photographs(16, 32, 32)
     view = plain(32, scale=(1, 1), ratio=(1, 1), flip=0.5)
@@ -340,6 +357,17 @@ def test_a_part_of_a_batch_is_the_part_of_the_views(settings: dict[str, float]) 
     made = view.apply(images, params)
     for part in (slice(0, 12), slice(12, 24), slice(5, 6)):
         torch.testing.assert_close(view.apply(images[part], params[part]), made[part], rtol=0, atol=1e-6)
+
+
+def test_what_follows_the_crop_sees_the_part_alone() -> None:
+    images = photographs(4, 40, 40)
+    view = plain(40, scale=(1, 1), ratio=(1, 1), flip=0.5, jitter=1.0, contrast=0.5)
+    params = view.sample(whole(images), generator())
+    halves: dict[views.Part, tuple[slice, slice]] = {"top": (slice(20), slice(40)), "right": (slice(40), slice(20, 40))}
+    for part, (rows, columns) in halves.items():
+        half = plain(40, scale=(1, 1), ratio=(1, 1)).apply(images, params)[:, :, rows, columns]
+        expected = each(TF.adjust_contrast, half, params.factors[:, CONTRAST])
+        torch.testing.assert_close(view.apply(images, params, part), expected, rtol=0, atol=1e-5)
 
 
 def test_large_batches_are_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 
 from ..blocks import gather_over_processes, one_of
 from ..method import Backbone, Method, Paper
-from ..views import View
+from ..views import Part, View
 
 # An estimator takes scores f(x_i, y_j), (n, K): those rows of the K x K matrix that this process has. Row i has its one
 # pair from p(x, y) in column `first` + i; its other columns are pairs from p(x) p(y).
@@ -139,16 +139,13 @@ CRITICS: Mapping[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-def halves(images: Tensor, split: str) -> tuple[Tensor, Tensor]:
-    """Cut images (B, C, H, W) in two: "rows" gives top and bottom, "columns" left and right."""
-    x, y = images.chunk(2, dim={"rows": 2, "columns": 3}[split])
-    return x, y
+HALVES: Mapping[str, tuple[Part, Part]] = {"rows": ("top", "bottom"), "columns": ("left", "right")}
 
 
 class MutualInformation(Method):
     """Maximise a lower bound on the mutual information of what two networks make of the two halves of an image.
 
-    The one half is cut from the first view, the other from the second.
+    The one half is that of the first view, the other that of the second.
 
     With estimator "infonce", critic "inner" and a shared encoder this is the multi-class N-pair loss, log K - I_NCE,
     and with "triplet" and "distance" the triplet loss (Sec. 4).
@@ -186,7 +183,7 @@ class MutualInformation(Method):
         super().__init__()
         one_of("estimator", estimator, ESTIMATORS)
         one_of("critic", critic, CRITICS)
-        one_of("split", split, ("rows", "columns"))
+        one_of("split", split, HALVES)
         self.encoder = encoder  # g1
         self.other_encoder = None if shared else copy.deepcopy(encoder)  # g2: weights of its own
         self.critic = CRITICS[critic](encoder.num_features, critic_dim)
@@ -196,8 +193,11 @@ class MutualInformation(Method):
     def published_as(cls, settings: Mapping[str, Any]) -> str:
         return "infomax" if settings["estimator"] == "js" else str(settings["estimator"])
 
+    def part(self, view: int) -> Part:
+        return HALVES[self.split][view]
+
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
-        x, y = halves(views[0], self.split)[0], halves(views[1], self.split)[1]
+        x, y = views  # halves of images
         x, y = self.encoder(x), (self.other_encoder or self.encoder)(y)  # (n, D) each
         with torch.autocast(x.device.type, enabled=False):  # bf16 has 8 bits, and scores go into exponents
             every_y, first = gather_over_processes(y.float())  # (K, D): the negatives are those of all processes
