@@ -138,4 +138,4 @@ def own_view(
     sizes = torch.ones(len(batch.sizes) * processes, 2, dtype=torch.int64)  # of the others: not needed here
     sizes[own] = batch.sizes.cpu()
     params = view.sample(sizes, generator)[own]
-    return view.apply(batch.images, params, part).contiguous(memory_format=torch.channels_last)
+    return view.apply(batch.images, params, part)

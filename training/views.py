@@ -84,10 +84,11 @@ def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Weigh rows by (B, h, H) and columns by (B, w, W): (B, C, H, W) of any dtype -> (B, C, h, w) float32."""
     B, C, H, W = images.shape
     h, w = rows.shape[1], columns.shape[1]
-    # with the channels inside the rows each step is one product of two matrices per image
-    x = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format).reshape(B, H * C, W)
-    x = torch.bmm(x, columns.transpose(1, 2)).view(B, H, C * w)
-    return torch.bmm(rows, x).view(B, h, C, w).transpose(1, 2).contiguous()
+    x = torch.bmm(images.to(torch.float32).reshape(B, C * H, W), columns.transpose(1, 2)).view(B, C, H, w)
+    out = x.new_empty(B, C, h, w)
+    for channel in range(C):  # with one product for all, the channels would have to move inside the rows and out again
+        torch.bmm(rows, x[:, channel], out=out[:, channel])
+    return out
 
 
 def resized_crop(
@@ -141,7 +142,7 @@ def grayscale(images: Tensor) -> Tensor:
     return _grey(images).expand_as(images)
 
 
-def adjust_color(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
+def adjust_color(images: Tensor, operation: Tensor, factor: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Change each image's brightness, contrast or saturation: clamp(factor * image + (1 - factor) * reference).
 
     The reference is black for brightness, the mean of the grey image for contrast, the grey image for saturation.
@@ -150,19 +151,20 @@ def adjust_color(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
         images: (B, 3, H, W) float in [0, 1].
         operation: (B,) int: `BRIGHTNESS`, `CONTRAST` or `SATURATION`.
         factor: (B,) >= 0; 1 leaves the image as it is, bit for bit.
+        out: Where to write the result; may be `images`.
     """
     operation, factor = operation.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
     reference = _grey(images)
     contrast = (1 - factor) * (operation == CONTRAST) * reference.mean(dim=(2, 3), keepdim=True)
     reference.mul_((1 - factor) * (operation == SATURATION)).add_(contrast)
-    return torch.addcmul(reference, images, factor).clamp_(0, 1)
+    return torch.addcmul(reference, images, factor, out=out).clamp_(0, 1)
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue of each image (B, 3, H, W) in [0, 1] by its shift (B,), a part of the full circle, through HSV."""
     # comparisons go to floats, and choices between two tensors through lerp: on the CPU a `where` costs twenty of them
     red, green, blue = images.unbind(1)
-    high, low = images.amax(dim=1), images.amin(dim=1)
+    high, low = red.maximum(green).maximum(blue), red.minimum(green).minimum(blue)
     chroma = high - low
     unit = chroma.clamp(min=torch.finfo(chroma.dtype).tiny)  # grey: the differences below are 0
     from_green, from_blue = ((blue - red) / unit).add_(2), ((red - green) / unit).add_(4)
@@ -176,8 +178,8 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(low[:, None], chroma[:, None], away.mul_(-6).add_(2).clamp_(0, 1))
 
 
-def color_jitter(images: Tensor, factors: Tensor, hue: Tensor, order: Tensor) -> Tensor:
-    """Change brightness, contrast, saturation and hue of each image in an order of its own.
+def color_jitter_(images: Tensor, factors: Tensor, hue: Tensor, order: Tensor) -> Tensor:
+    """Change, in place, brightness, contrast, saturation and hue of each image in an order of its own.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
@@ -189,8 +191,8 @@ def color_jitter(images: Tensor, factors: Tensor, hue: Tensor, order: Tensor) ->
     turns = factors.gather(1, order)  # (B, 4) in the order of use
     operations, turns, shift = (_send(t, images.device) for t in (order, turns, hue))
     for turn in range(4):
-        images = adjust_color(images, operations[:, turn], turns[:, turn])
-        images = _on_some(images, (order[:, turn] == HUE) & (hue != 0), adjust_hue, shift)
+        adjust_color(images, operations[:, turn], turns[:, turn], out=images)  # new memory would cost as much again
+        _on_some(images, (order[:, turn] == HUE) & (hue != 0), adjust_hue, shift)
     return images
 
 
@@ -427,7 +429,7 @@ class View:
             part: Half of each view to make alone. To all that comes after crop and flip it is the image.
 
         Returns:
-            (B, 3, size, size) or that part, float32, normalised, contiguous, on the device of the images.
+            (B, 3, size, size) or that part, float32, normalised, channels_last, on the device of the images.
 
         Raises:
             ValueError: The images are not uint8 with 3 channels, or not as many as the parameters.
@@ -439,10 +441,13 @@ class View:
             )
         params = params.to("cpu")
         some = max(1, len(images) if images.is_cuda else PIXELS_AT_ONCE // self.size**2)
-        starts = range(0, max(1, len(images)), some)
+        height, width = (len(range(self.size)[kept]) for kept in _rows_and_columns(part, self.size))
+        out = torch.empty(len(images), 3, height, width, device=images.device, memory_format=torch.channels_last)
         # under bf16 a crop would keep 8 bits and lose the pixel grid
         with torch.autocast(images.device.type, enabled=False):
-            return torch.cat([self._apply(images[i : i + some], params[i : i + some], part) for i in starts])
+            for i in range(0, len(images), some):
+                out[i : i + some] = self._apply(images[i : i + some], params[i : i + some], part)
+        return out
 
     def _apply(self, images: Tensor, params: Params, part: Part) -> Tensor:
         device, on_device = images.device, params.to(images.device)
@@ -452,7 +457,7 @@ class View:
         if self.rotate:
             x = rotate(x, on_device.degrees)
         if self.jitter:
-            x = color_jitter(x, params.factors, params.hue, params.order)
+            x = color_jitter_(x, params.factors, params.hue, params.order)
         x = _on_some(x, params.grayscale, grayscale)
         x = _on_some(x, params.sigma > 0, partial(gaussian_blur, radius=self.blur_radius), on_device.sigma)
         x = _on_some(x, params.solarize, partial(solarize, threshold=self.solarize_threshold))

@@ -6,9 +6,8 @@ End to end is everything from batch to batch: images from the store, views, labe
 them, logging. Bare is the same step without all that, as if it had been prepared. Both come from one run under
 cProfile with the CPU clock, as a run of several steps less one of one step: start-up, warm-up,
 checkpoints and looks at the features drop out. One thread, as the CPU recipes were run: the CPU clock also counts
-a thread that waits for another. A measured run has one epoch, and so has to have SeLa's labellings of one:
-
-    python -m sslzoo_evaluations speed methods --methods sela --settings events=1
+a thread that waits for another. A measured run is stopped after the first epoch of its recipe's: a method that labels
+now and then does so as often as in training, if its recipe spreads the labellings evenly.
 
 The goal is a ratio of at most 1.25.
 """
@@ -30,6 +29,13 @@ THREADS = 1
 # (file, function) of the profile: what is not of the loop, and what a bare step has not
 OUTSIDE = (("loop.py", "save"), ("watch.py", "look"))
 PREPARED = (("loop.py", "_prepare"), ("loop.py", "_views"), ("source.py", "loader"))
+ONE_EPOCH = """
+from sslzoo_training.loop import Run
+whole_run = Run.train
+def train_one_epoch(run, watch, stop, **more):
+    return whole_run(run, watch, lambda: stop() or run.step >= run.steps_per_epoch, **more)
+Run.train = train_one_epoch
+"""
 
 
 @dataclass(frozen=True)
@@ -68,19 +74,20 @@ def list_methods() -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
 
 
-def profile(method: str, folder: Path, recipe: str, batch_size: int, settings: Sequence[str]) -> Step:
-    """One epoch of a method on a folder."""
+def profile(method: str, folder: Path, recipe: str, batch_size: int) -> Step:
+    """The first epoch of a method on a folder."""
     with TemporaryDirectory() as temporary:
         path, out = Path(temporary, "profile"), Path(temporary, "run")
         words = ["pretrain", method, "--data", str(folder), "--out", str(out), "--device", "cpu", "--recipe", recipe]
-        words += ["--epochs", "1", "--batch-size", str(batch_size), "monitor_every=1000000", *settings]
-        run_child([sys.executable, "-c", PROFILED.format(path=str(path)), *words], thread_limits(THREADS))
+        words += ["--batch-size", str(batch_size), "monitor_every=1000000"]
+        program = PROFILED.format(path=str(path), before=ONE_EPOCH)
+        run_child([sys.executable, "-c", program, *words], thread_limits(THREADS))
         return Step.of(pstats.Stats(str(path)))
 
 
-def ratio(method: str, job: Job, recipe: str, settings: Sequence[str] = ()) -> tuple[float, float]:
+def ratio(method: str, job: Job, recipe: str) -> tuple[float, float]:
     """End to end beside bare, and bare CPU milliseconds an image."""
-    long, short = (profile(method, folder, recipe, job.batch_size, settings) for folder in (job.long, job.short))
+    long, short = (profile(method, folder, recipe, job.batch_size) for folder in (job.long, job.short))
     bare = long.bare - short.bare
     return (long.whole - short.whole) / bare, 1000 * bare / job.images
 
@@ -98,7 +105,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, help="folder of images; default: cuts of scikit-learn's photographs")
     parser.add_argument("--methods", nargs="+", choices=list_methods(), default=list_methods())
     parser.add_argument("--recipe", default="cifar10_cpu")
-    parser.add_argument("--settings", nargs="*", default=[], metavar="KEY=VALUE", help="of the runs")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="steps that are counted")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -109,9 +115,7 @@ def main(argv: Sequence[str]) -> int:
     with TemporaryDirectory() as temporary, confined(THREADS):
         job = make_job(args.data, Path(temporary), steps=args.steps, batch_size=args.batch_size)
         for method in args.methods:
-            print(
-                row(method, [ratio(method, job, args.recipe, args.settings) for _ in range(args.repeats)]), flush=True
-            )
+            print(row(method, [ratio(method, job, args.recipe) for _ in range(args.repeats)]), flush=True)
     return 0
 
 

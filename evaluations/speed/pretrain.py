@@ -42,6 +42,7 @@ HEADS = {
 # CPU time of all threads; a module is run as `python -m` does, so that nothing of the training code is imported here
 PROFILED = """
 import cProfile, runpy, sys, time
+{before}
 profile = cProfile.Profile(time.process_time)
 try:
     profile.runcall(runpy.run_module, "sslzoo_training", run_name="__main__", alter_sys=True)
@@ -121,7 +122,7 @@ class Job:
         """CPU seconds in the making of views, and in whole steps."""
         with TemporaryDirectory() as temporary:
             path, out = Path(temporary, "profile"), Path(temporary, "run")
-            program = [sys.executable, "-c", PROFILED.format(path=str(path))]
+            program = [sys.executable, "-c", PROFILED.format(path=str(path), before="")]
             run_child([*program, *_arguments(method, folder, out, self.batch_size)], thread_limits(THREADS))
             stats = pstats.Stats(str(path))
         return seconds_in(stats, "loop.py", "_views"), seconds_in(stats, "loop.py", "_step")

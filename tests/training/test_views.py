@@ -200,7 +200,7 @@ def test_jitter_takes_the_order_of_each_image() -> None:
     order = order[(order.sort(dim=1).values == torch.arange(4)).all(dim=1)]
     g = generator()
     factors, hue = torch.rand(24, 3, generator=g) * 2, torch.rand(24, generator=g) - 0.5
-    ours = views.color_jitter(images, factors, hue, order)
+    ours = views.color_jitter_(images.clone(), factors, hue, order)
     theirs = images.clone()
     for i in range(24):
         for operation in order[i].tolist():
@@ -402,7 +402,7 @@ def test_output_is_normalised_float() -> None:
     view = View(32, scale=(1, 1), ratio=(1, 1), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2))
     made = view.apply(images, view.sample(whole(images), generator()))
     assert made.dtype == torch.float32
-    assert made.is_contiguous()
+    assert made.is_contiguous(memory_format=torch.channels_last)
     assert not made.requires_grad
     assert not made.is_inference()  # a convolution keeps it for its backward pass
     expected = torch.stack([TF.normalize(x / 255, [0.1, 0.2, 0.3], [0.5, 0.25, 2]) for x in images])
@@ -433,11 +433,6 @@ def test_leaves_its_input_alone() -> None:
     before = images.clone()
     view.apply(images, view.sample(whole(images), generator()))
     assert torch.equal(images, before)
-    x = floats(8, 32, 32)
-    p = view.sample(whole(x), generator())
-    before = x.clone()
-    views.color_jitter(x, p.factors, p.hue, p.order)
-    assert torch.equal(x, before)
 
 
 def test_empty_batch() -> None:
