@@ -26,6 +26,7 @@ from sslzoo.encoder import create
 from sslzoo.provenance import run_facts
 
 from . import checkpoint
+from .allocation import freed_memory_kept
 from .blocks import sync_batchnorm
 from .checkpoint import CheckpointError
 from .method import Method, find_method
@@ -102,7 +103,8 @@ def pretrain(
         make_plan(method, recipe, overrides), Path(data), Path(out), resume=resume, device=device, progress=progress
     )
     watch = Watch(run.folder, run.source, monitor, run.accelerator.device, main=run.main, tensorboard=tensorboard)
-    with _signals() as received:
+    on_cpu = run.accelerator.device.type == "cpu"
+    with _signals() as received, freed_memory_kept() if on_cpu else nullcontext():
         deadline = math.inf if time_limit is None else started + time_limit
         run.train(watch, lambda: bool(received) or time.monotonic() > deadline, progress=progress)
         run.list_skipped()

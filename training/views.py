@@ -142,7 +142,7 @@ def grayscale(images: Tensor) -> Tensor:
     return _grey(images).expand_as(images)
 
 
-def adjust_color(images: Tensor, operation: Tensor, factor: Tensor, *, out: Tensor | None = None) -> Tensor:
+def adjust_color(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     """Change each image's brightness, contrast or saturation: clamp(factor * image + (1 - factor) * reference).
 
     The reference is black for brightness, the mean of the grey image for contrast, the grey image for saturation.
@@ -151,13 +151,20 @@ def adjust_color(images: Tensor, operation: Tensor, factor: Tensor, *, out: Tens
         images: (B, 3, H, W) float in [0, 1].
         operation: (B,) int: `BRIGHTNESS`, `CONTRAST` or `SATURATION`.
         factor: (B,) >= 0; 1 leaves the image as it is, bit for bit.
-        out: Where to write the result; may be `images`.
     """
-    operation, factor = operation.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
+    return _blend(images, factor, *_references(operation, factor))
+
+
+def _references(operation: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of an image's mean grey, and of its grey image, goes into it: both of the shape of the arguments."""
+    return (1 - factor) * (operation == CONTRAST), (1 - factor) * (operation == SATURATION)
+
+
+def _blend(images: Tensor, factor: Tensor, mean: Tensor, grey: Tensor, out: Tensor | None = None) -> Tensor:
+    factor, mean, grey = (t.view(-1, 1, 1, 1) for t in (factor, mean, grey))
     reference = _grey(images)
-    contrast = (1 - factor) * (operation == CONTRAST) * reference.mean(dim=(2, 3), keepdim=True)
-    reference.mul_((1 - factor) * (operation == SATURATION)).add_(contrast)
-    return torch.addcmul(reference, images, factor, out=out).clamp_(0, 1)
+    mean = mean * reference.mean(dim=(2, 3), keepdim=True)
+    return torch.addcmul(reference.mul_(grey).add_(mean), images, factor, out=out).clamp_(0, 1)
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -178,21 +185,44 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(low[:, None], chroma[:, None], away.mul_(-6).add_(2).clamp_(0, 1))
 
 
+def hue_turns(factors: Tensor, hue: Tensor, order: Tensor) -> Tensor:
+    """(B,) when the hue of each image changes: its turn, 0..3; 4: never; 5: nor does anything else of its colours.
+
+    The arguments are those of `color_jitter_`.
+    """
+    turns = order.eq(HUE).byte().argmax(dim=1)
+    turns[hue == 0] = 4
+    turns[(hue == 0) & (factors == 1).all(dim=1)] = 5
+    return turns
+
+
 def color_jitter_(images: Tensor, factors: Tensor, hue: Tensor, order: Tensor) -> Tensor:
     """Change, in place, brightness, contrast, saturation and hue of each image in an order of its own.
 
     Args:
-        images: (B, 3, H, W) float in [0, 1].
+        images: (B, 3, H, W) float in [0, 1], sorted by `hue_turns`: then each turn's are a slice, and nothing is moved.
         factors: (B, 3) of brightness, contrast and saturation, on the CPU; all 1 and hue 0: unchanged bit for bit.
         hue: (B,) shift, a part of the full circle, on the CPU.
         order: (B, 4) permutation of 0..3 for each image, on the CPU.
+
+    Raises:
+        ValueError: The images are not sorted.
     """
+    changes = hue_turns(factors, hue, order)
+    if (changes.diff() < 0).any():
+        raise ValueError("color_jitter_ takes images sorted by hue_turns(factors, hue, order).")
+    bounds = torch.searchsorted(changes, torch.arange(6)).tolist()
     factors = torch.cat([factors, torch.ones_like(factors[:, :1])], dim=1)  # the hue has a turn of its own
     turns = factors.gather(1, order)  # (B, 4) in the order of use
-    operations, turns, shift = (_send(t, images.device) for t in (order, turns, hue))
+    turns, means, greys, shift = (_send(t, images.device) for t in (turns, *_references(order, turns), hue))
     for turn in range(4):
-        adjust_color(images, operations[:, turn], turns[:, turn], out=images)  # new memory would cost as much again
-        _on_some(images, (order[:, turn] == HUE) & (hue != 0), adjust_hue, shift)
+        now = slice(bounds[turn], bounds[turn + 1])
+        for rest in (slice(0, now.start), slice(now.stop, bounds[5])):
+            part = images[rest]
+            if len(part):  # written over itself: new memory would cost as much again
+                _blend(part, turns[rest, turn], means[rest, turn], greys[rest, turn], out=part)
+        if now.start < now.stop:
+            images[now] = adjust_hue(images[now], shift[now])
     return images
 
 
@@ -280,8 +310,8 @@ class Params:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, part: slice) -> Self:
-        """The parameters of some of the images, so that a process can take its part of a global batch."""
+    def __getitem__(self, part: slice | Tensor) -> Self:
+        """The parameters of some of the images: a process's part of a global batch, or others by their positions."""
         return type(self)(**{f.name: getattr(self, f.name)[part] for f in fields(self)})
 
     def to(self, device: torch.device | str) -> Self:
@@ -446,8 +476,16 @@ class View:
         # under bf16 a crop would keep 8 bits and lose the pixel grid
         with torch.autocast(images.device.type, enabled=False):
             for i in range(0, len(images), some):
-                out[i : i + some] = self._apply(images[i : i + some], params[i : i + some], part)
+                out[i : i + some] = self._sorted_apply(images[i : i + some], params[i : i + some], part)
         return out
+
+    def _sorted_apply(self, images: Tensor, params: Params, part: Part) -> Tensor:
+        """Make the views in the order in which `color_jitter_` takes them: small images are moved, not their views."""
+        if not self.jitter:
+            return self._apply(images, params, part)
+        place = hue_turns(params.factors, params.hue, params.order).argsort(stable=True)
+        made = self._apply(images.index_select(0, _send(place, images.device)), params[place], part)
+        return made.index_select(0, _send(place.argsort(), images.device))
 
     def _apply(self, images: Tensor, params: Params, part: Part) -> Tensor:
         device, on_device = images.device, params.to(images.device)
@@ -457,7 +495,7 @@ class View:
         if self.rotate:
             x = rotate(x, on_device.degrees)
         if self.jitter:
-            x = color_jitter_(x, params.factors, params.hue, params.order)
+            color_jitter_(x, params.factors, params.hue, params.order)
         x = _on_some(x, params.grayscale, grayscale)
         x = _on_some(x, params.sigma > 0, partial(gaussian_blur, radius=self.blur_radius), on_device.sigma)
         x = _on_some(x, params.solarize, partial(solarize, threshold=self.solarize_threshold))

@@ -43,7 +43,7 @@ HEADS = {
 PROFILED = """
 import cProfile, runpy, sys, time
 {before}
-profile = cProfile.Profile(time.process_time)
+profile = cProfile.Profile(time.process_time, builtins=False)
 try:
     profile.runcall(runpy.run_module, "sslzoo_training", run_name="__main__", alter_sys=True)
 finally:

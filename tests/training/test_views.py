@@ -200,14 +200,21 @@ def test_jitter_takes_the_order_of_each_image() -> None:
     order = order[(order.sort(dim=1).values == torch.arange(4)).all(dim=1)]
     g = generator()
     factors, hue = torch.rand(24, 3, generator=g) * 2, torch.rand(24, generator=g) - 0.5
-    ours = views.color_jitter_(images.clone(), factors, hue, order)
+    hue[::5] = 0
+    factors[::10] = 1
+    place = views.hue_turns(factors, hue, order).argsort()
+    ours = torch.empty_like(images)
+    ours[place] = views.color_jitter_(images[place], factors[place], hue[place], order[place])
     theirs = images.clone()
     for i in range(24):
         for operation in order[i].tolist():
             adjust, amount = (TF.adjust_hue, hue[i]) if operation == HUE else (THEIRS[operation], factors[i, operation])
-            theirs[i] = adjust(theirs[i], float(amount))
+            if amount != (operation != HUE):  # else theirs, too, changes nothing but the last bits
+                theirs[i] = adjust(theirs[i], float(amount))
     assert len(order) == 24
     torch.testing.assert_close(ours, theirs, rtol=0, atol=COLOUR / 10)
+    with pytest.raises(ValueError, match="sorted by hue_turns"):
+        views.color_jitter_(images[place.flip(0)], factors[place.flip(0)], hue[place.flip(0)], order[place.flip(0)])
 
 
 def test_jitter_leaves_the_others_alone() -> None:
