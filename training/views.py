@@ -137,9 +137,9 @@ def _grey(images: Tensor) -> Tensor:
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze(1)  # (B, 1, H, W)
 
 
-def grayscale(images: Tensor) -> Tensor:
-    """(B, 3, H, W) -> the same shape, all three channels the luma of the image."""
-    return _grey(images).expand_as(images)
+def grayscale_(images: Tensor, chosen: Tensor) -> Tensor:
+    """Make all three channels of the chosen (B,) images (B, 3, H, W) the luma of the image, in place."""
+    return images.lerp_(_grey(images), chosen.view(-1, 1, 1, 1).float())  # quicker than to move the chosen out and back
 
 
 def adjust_color(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
 def hue_turns(factors: Tensor, hue: Tensor, order: Tensor) -> Tensor:
     """(B,) when the hue of each image changes: its turn, 0..3; 4: never; 5: nor does anything else of its colours.
 
-    The arguments are those of `color_jitter_`.
+    The arguments are those of `color_jitter_`, in any order of images.
     """
     turns = order.eq(HUE).byte().argmax(dim=1)
     turns[hue == 0] = 4
@@ -316,6 +316,8 @@ class Params:
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""
+        if self.sizes.device == torch.device(device):
+            return self
         return type(self)(**{f.name: _send(getattr(self, f.name), torch.device(device)) for f in fields(self)})
 
 
@@ -449,7 +451,6 @@ class View:
         pad = self.pad or 0
         return torch.cat([torch.randint(-pad, pad + 1, (len(sizes), 2), generator=generator), sizes.long()], dim=1)
 
-    @torch.no_grad()
     def apply(self, images: Tensor, params: Params, part: Part = "all") -> Tensor:
         """Make the views.
 
@@ -473,8 +474,8 @@ class View:
         some = max(1, len(images) if images.is_cuda else PIXELS_AT_ONCE // self.size**2)
         height, width = (len(range(self.size)[kept]) for kept in _rows_and_columns(part, self.size))
         out = torch.empty(len(images), 3, height, width, device=images.device, memory_format=torch.channels_last)
-        # under bf16 a crop would keep 8 bits and lose the pixel grid
-        with torch.autocast(images.device.type, enabled=False):
+        # under bf16 a crop would keep 8 bits and lose the pixel grid; `out`, made outside, may be kept for a backward pass
+        with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
             for i in range(0, len(images), some):
                 out[i : i + some] = self._sorted_apply(images[i : i + some], params[i : i + some], part)
         return out
@@ -496,7 +497,8 @@ class View:
             x = rotate(x, on_device.degrees)
         if self.jitter:
             color_jitter_(x, params.factors, params.hue, params.order)
-        x = _on_some(x, params.grayscale, grayscale)
+        if self.grayscale:
+            grayscale_(x, on_device.grayscale)
         x = _on_some(x, params.sigma > 0, partial(gaussian_blur, radius=self.blur_radius), on_device.sigma)
         x = _on_some(x, params.solarize, partial(solarize, threshold=self.solarize_threshold))
         mean, std = (_send(torch.tensor(t).view(3, 1, 1), device) for t in (self.mean, self.std))
