@@ -474,7 +474,7 @@ class View:
         some = max(1, len(images) if images.is_cuda else PIXELS_AT_ONCE // self.size**2)
         height, width = (len(range(self.size)[kept]) for kept in _rows_and_columns(part, self.size))
         out = torch.empty(len(images), 3, height, width, device=images.device, memory_format=torch.channels_last)
-        # under bf16 a crop would keep 8 bits and lose the pixel grid; `out`, made outside, may be kept for a backward pass
+        # under bf16 a crop would keep 8 bits and lose the pixel grid; `out`, made outside, may be kept for backward
         with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
             for i in range(0, len(images), some):
                 out[i : i + some] = self._sorted_apply(images[i : i + some], params[i : i + some], part)
