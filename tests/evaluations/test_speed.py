@@ -132,15 +132,19 @@ def test_a_step_beside_its_bare_form(monkeypatch, tmp_path):
     cumulative = {"train": 13.0, "save": 1.0, "look": 2.0, "_step": 9.5, "_prepare": 0.5, "_views": 1.5, "loader": 0.5}
     monkeypatch.setattr(methods, "seconds_in", lambda stats, file, function: stats[function])
     step = methods.Step.of(cumulative)
-    assert step == methods.Step(whole=10.0, bare=7.0)
-    long, short = methods.Step(whole=10.0, bare=8.0), methods.Step(whole=4.0, bare=4.0)
+    assert step == methods.Step(whole=10.0, bare=7.0, labels=0.5)
+    long, short = methods.Step(whole=10.0, bare=8.0, labels=1.5), methods.Step(whole=4.0, bare=4.0, labels=0.5)
     monkeypatch.setattr(methods, "profile", lambda method, folder, *_: long if folder.name == "long" else short)
     job = pretrain.Job(tmp_path / "long", tmp_path / "short", images=1000, batch_size=1)
-    assert methods.ratio("byol", job, "cifar10_cpu") == (1.5, 4.0)
-    assert methods.row("byol", [(1.5, 4.0), (1.2, 3.0), (1.6, 5.0)]).split() == [
-        "byol", "4.00", "(3.00–5.00)", "1.50", "(1.20–1.60)", "MISSED",
+    assert methods.measure("byol", job, "cifar10_cpu") == methods.Figures(bare=4.0, ratio=1.5, labels=0.25)
+
+
+def test_a_row_of_methods_has_medians_and_a_verdict():
+    figures = [methods.Figures(*f) for f in ((4.0, 1.5, 0.2), (3.0, 1.2, 0.1), (5.0, 1.6, 0.3))]
+    assert methods.row("byol", figures).split() == [
+        "byol", "4.00", "(3.00–5.00)", "1.50", "(1.20–1.60)", "0.20", "MISSED",
     ]  # fmt: skip
-    assert not methods.row("byol", [(1.2, 4.0)]).endswith("MISSED")
+    assert not methods.row("byol", figures[1:2]).endswith("MISSED")
 
 
 def test_steps_are_compared_with_the_first_contender():

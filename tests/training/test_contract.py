@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import sslzoo
 from sslzoo_training import Outcome, checkpoint, pretrain
 from sslzoo_training.method import find_method, list_methods, method_settings
-from sslzoo_training.recipe import list_recipes
+from sslzoo_training.recipe import list_recipes, make_plan
 
 STEPS_PER_EPOCH, EPOCHS, BATCH = 8, 4, 16  # some thirty steps, with what the recipes do once an epoch done four times
 DISTINCT = 8  # so few images that thirty steps show
@@ -74,8 +74,9 @@ def run(method: str, recipe: str, data: Path, out: Path, **more: Any) -> Outcome
     """Train the thin network for `EPOCHS` short epochs; what is not named here is the recipe's."""
     settings: dict[str, Any] = {"arch": "resnet18quarter", "batch_size": BATCH, "epochs": EPOCHS, "log_every": 1}
     settings["warmup_epochs"] = 1
-    if recipe != FAST:  # its network, its size of images and its heads are for a GPU
-        settings["image_size"] = 64
+    if recipe != FAST:  # its network, its size of images, its heads and its batches are for a GPU
+        own = make_plan(method, recipe, {}).settings
+        settings |= {"image_size": 64, "lr": own.lr * own.batch_size / BATCH}  # steps as large as its own
         settings |= {k: 64 for k in method_settings(find_method(method)) if k.endswith("dim")}
     settings |= {k: 4 for k in method_settings(find_method(method)) if k == "clusters"}
     return pretrain(method, data, out, recipe=recipe, device="cpu", progress=False, **(settings | more))
