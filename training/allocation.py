@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-LARGEST = (
-    32 * 2**20
-)  # of a block on the heap, bytes: as far as glibc's own rule goes; larger ones are always given back
+LARGEST = 32 * 2**20  # bytes of a block that is kept: as far as glibc's own rule goes
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Within: blocks of up to 32 MB are kept for the next ones. After: all is given back.
+    """Within: blocks of up to 32 MB are kept for the next ones, larger ones are not. After: all is given back.
 
     Does nothing where the C library is not glibc, or has another allocator in its place.
     """

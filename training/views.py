@@ -161,6 +161,7 @@ def _references(operation: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blend(images: Tensor, factor: Tensor, mean: Tensor, grey: Tensor, out: Tensor | None = None) -> Tensor:
+    """clamp(factor * image + mean * the mean of its grey + grey * its grey), all (B,); `out` may be `images`."""
     factor, mean, grey = (t.view(-1, 1, 1, 1) for t in (factor, mean, grey))
     reference = _grey(images)
     mean = mean * reference.mean(dim=(2, 3), keepdim=True)
