@@ -119,13 +119,19 @@ def test_lars_moves_a_layer_in_proportion_to_its_norm_and_norms_by_plain_sgd() -
     torch.testing.assert_close(net[0].bias.detach(), before[1] - 0.5 * 7.0)
 
 
-@pytest.mark.parametrize("method", list_methods())
-def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(method: str, photo_folder: Path, tmp_path: Path) -> None:
-    whole = train(photo_folder, tmp_path / "whole", method, precision="bf16")
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [(m, {}) for m in list_methods()] + [(m, {"labels_from": "steps"}) for m in ("deepcluster", "sela")],
+)
+def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
+    method: str, more: dict[str, str], photo_folder: Path, tmp_path: Path
+) -> None:
+    more = more | {"precision": "bf16"}
+    whole = train(photo_folder, tmp_path / "whole", method, **more)
     assert whole.finished
-    stopped = train(photo_folder, tmp_path / "parts", method, precision="bf16", time_limit=0.0)
+    stopped = train(photo_folder, tmp_path / "parts", method, time_limit=0.0, **more)
     assert (stopped.finished, stopped.step) == (False, 1)
-    assert train(photo_folder, tmp_path / "parts", method, precision="bf16", resume=True).finished
+    assert train(photo_folder, tmp_path / "parts", method, resume=True, **more).finished
     assert_same(tmp_path / "whole", tmp_path / "parts")
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     files = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "parts")]

@@ -65,9 +65,14 @@ def in_double_precision() -> None:
     View.apply = single_apply  # type: ignore[method-assign]
 
 
-def small(method: str) -> dict[str, Any]:
+RUNS = [*list_methods(), "deepcluster-steps", "sela-steps"]  # method, and what labels come from
+
+
+def small(run: str) -> dict[str, Any]:
+    method, _, labels_from = run.partition("-")
     names = method_settings(find_method(method))
-    return SETTINGS | {k: 32 for k in names if k.endswith("dim")} | {k: 4 for k in names if k == "clusters"}
+    heads = {k: 32 for k in names if k.endswith("dim")} | {k: 4 for k in names if k == "clusters"}
+    return SETTINGS | {"method": method} | heads | ({"labels_from": labels_from} if labels_from else {})
 
 
 SCRIPT = """
@@ -76,9 +81,9 @@ SCRIPT = """
     sys.path.insert(0, sys.argv[1])
     from test_processes import in_double_precision, loop, small
     in_double_precision()
-    world, data, out, methods = int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5:]
-    for method in methods:
-        assert loop.pretrain(method, data, f"{out}/{world}/{method}", **small(method)).finished
+    world, data, out, runs = int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5:]
+    for run in runs:
+        assert loop.pretrain(data=data, out=f"{out}/{world}/{run}", **small(run)).finished
     assert PartialState().num_processes == world
     PartialState().destroy_process_group()
 """
@@ -97,7 +102,7 @@ def runs(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for world, how in ((1, []), (2, launch)):
         where = [str(Path(__file__).parent), str(world), str(photo_folder), str(out)]
         done = subprocess.run(
-            [sys.executable, *how, str(script), *where, *list_methods()],
+            [sys.executable, *how, str(script), *where, *RUNS],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
@@ -107,14 +112,14 @@ def runs(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("method", list_methods())
-def test_two_processes_equal_one(method: str, runs: Path) -> None:
-    one, two = (checkpoint.read_log(runs / world / method) for world in "12")
+@pytest.mark.parametrize("run", RUNS)
+def test_two_processes_equal_one(run: str, runs: Path) -> None:
+    one, two = (checkpoint.read_log(runs / world / run) for world in "12")
     assert [row["step"] for row in one] == [row["step"] for row in two]
     curve = [[row["loss"] for row in rows if "loss" in row] for rows in (one, two)]
     assert len(curve[0]) == 6
     assert curve[0] == pytest.approx(curve[1], rel=1e-6, abs=1e-8)  # the log rounds to float32
-    first, second = (checkpoint.load(runs / world / method)["method"] for world in "12")  # type: ignore[index]
+    first, second = (checkpoint.load(runs / world / run)["method"] for world in "12")  # type: ignore[index]
     assert first.keys() == second.keys()
     for key in first:
         torch.testing.assert_close(first[key], second[key], rtol=1e-9, atol=1e-11, msg=lambda m, key=key: f"{key}: {m}")

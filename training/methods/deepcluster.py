@@ -11,8 +11,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ..blocks import one_of
 from ..clustering import FIGURES, by_position, cluster_figures, kmeans, uniform_order, whiten_
 from ..method import Backbone, Method, Paper
+from ..recorded import LABELS_FROM, RecordedFeatures, labelled_by
 from ..sweep import Sweeps
 from ..views import View
 
@@ -32,6 +34,8 @@ class DeepCluster(Method):
         clusters: K.
         pca_dim: Principal components of the features to cluster by.
         iterations: Of k-means.
+        labels_from: "pass": the features that a forward pass of all images finds, the paper's; "steps": those of the
+            last step that saw the image, DeepCluster-v2's, which costs nothing.
     """
 
     PAPER = Paper(
@@ -44,10 +48,20 @@ class DeepCluster(Method):
     labels: Tensor  # (N,) cluster of each image
     figures: Tensor  # those of the last clustering
 
-    def __init__(self, encoder: Backbone, clusters: int = 10000, pca_dim: int = 256, iterations: int = 20) -> None:
+    def __init__(
+        self,
+        encoder: Backbone,
+        clusters: int = 10000,
+        pca_dim: int = 256,
+        iterations: int = 20,
+        labels_from: str = "pass",
+    ) -> None:
         super().__init__()
+        one_of("labels_from", labels_from, LABELS_FROM)
         self.encoder = encoder
         self.clusters, self.pca_dim, self.iterations = clusters, pca_dim, iterations
+        self.recorded: RecordedFeatures | None = None
+        self.labels_from = labels_from
         self.head = nn.Linear(encoder.num_features, clusters)
 
     def begin(self, images: int) -> None:
@@ -55,12 +69,14 @@ class DeepCluster(Method):
             raise ValueError(f"clusters = {self.clusters}: needs at least 2, and at most one an image, {images} here.")
         self.register_buffer("labels", torch.zeros(images, dtype=torch.int32))
         self.register_buffer("figures", torch.zeros(4))
+        if self.labels_from == "steps":
+            self.recorded = RecordedFeatures(images, self.encoder.num_features)
 
     @torch.no_grad()
     def prepare(self, step: int, sweeps: Sweeps) -> None:
         if step % sweeps.steps_per_epoch:
             return
-        index, features = sweeps.features(self.encoder, step, augmented=False)
+        index, features = labelled_by(self.recorded, sweeps, self.encoder, step, augmented=False)
         generator, images, device = sweeps.generator(step), len(sweeps), self.head.weight.device
         points = whiten_(features, self.pca_dim, images, device)  # (n, d), of unit length
         found, _ = kmeans(points, index, self.clusters, images, device, generator, iterations=self.iterations)
@@ -75,6 +91,8 @@ class DeepCluster(Method):
 
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
         features = self.encoder(views[0])  # (B, D)
+        if self.recorded is not None:
+            self.recorded.write(features, index)
         loss = nn.functional.cross_entropy(self.head(features).float(), self.labels[index].long())
         return {
             "loss": loss,

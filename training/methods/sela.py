@@ -10,8 +10,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..blocks import one_of
 from ..clustering import FIGURES, best_clusters, by_position, cluster_figures, sinkhorn
 from ..method import Backbone, Method, Paper
+from ..recorded import LABELS_FROM, RecordedFeatures, labelled_by
 from ..sweep import Rows, Sweeps
 from ..views import View
 
@@ -39,6 +41,8 @@ class SeLa(Method):
         events: Labellings of the run.
         power: Of their distribution in time: 2 puts most at the start, 1 spreads them evenly.
         in_turn: A labelling is of one head, the next one each time, instead of all.
+        labels_from: "pass": predictions of a forward pass of all images, the paper's; "steps": of the features of the
+            last step that saw the image, which cost nothing.
     """
 
     PAPER = Paper(
@@ -72,9 +76,13 @@ class SeLa(Method):
         events: int = 100,
         power: float = 2.0,
         in_turn: bool = False,
+        labels_from: str = "pass",
     ) -> None:
         super().__init__()
+        one_of("labels_from", labels_from, LABELS_FROM)
         self.encoder = encoder
+        self.recorded: RecordedFeatures | None = None
+        self.labels_from = labels_from
         self.clusters, self.heads, self.lamb = clusters, heads, lamb
         self.events, self.power, self.in_turn = events, power, in_turn
         self.head = nn.Linear(encoder.num_features, heads * clusters)  # all heads side by side
@@ -87,13 +95,15 @@ class SeLa(Method):
         balanced = torch.arange(images, dtype=torch.int32) % self.clusters
         self.register_buffer("labels", torch.stack([balanced[torch.randperm(images)] for _ in range(self.heads)]))
         self.register_buffer("figures", torch.tensor([1.0, 0.0, 1.0, 0.0]))
+        if self.labels_from == "steps":
+            self.recorded = RecordedFeatures(images, self.encoder.num_features)
 
     @torch.no_grad()
     def prepare(self, step: int, sweeps: Sweeps) -> None:
         events = due(step, sweeps.total, self.events, self.power)
         if not events:
             return
-        rows = sweeps.features(self.encoder, step, augmented=True)
+        rows = labelled_by(self.recorded, sweeps, self.encoder, step, augmented=True)
         chosen = sorted({i % self.heads for i in events}) if self.in_turn else range(self.heads)
         self.figures.copy_(torch.stack([self._label(head, rows, sweeps) for head in chosen]).mean(0))
 
@@ -113,6 +123,8 @@ class SeLa(Method):
 
     def forward(self, views: list[Tensor], index: Tensor) -> dict[str, Tensor]:
         features = self.encoder(views[0])  # (B, D)
+        if self.recorded is not None:
+            self.recorded.write(features, index)
         logits = self.head(features).float().view(-1, self.clusters)  # (B * heads, K)
         labels = self.labels[:, index].T.flatten().long()  # (B * heads,)
         loss = nn.functional.cross_entropy(logits, labels)
