@@ -1,6 +1,6 @@
 """What each method's step costs beside its bare model step: all that is not forward, backward and optimizer.
 
-    python -m sslzoo_evaluations speed methods     # two or three minutes for each method, on one core
+    python -m sslzoo_evaluations speed methods     # about a minute for each method, on one core
 
 End to end is everything from batch to batch: images from the store, views, labels by clustering where a method makes
 them, logging. Bare is the same step without all that, as if it had been prepared. Both come from one run under

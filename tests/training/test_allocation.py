@@ -8,7 +8,6 @@ import pytest
 # pages made anew while tensors of 8 MB come and go, a few at a time: 2048 pages each
 COUNT = """
 import resource, torch
-from contextlib import nullcontext
 from sslzoo_training.allocation import freed_memory_kept
 
 def faults():
