@@ -34,6 +34,7 @@ class DeepCluster(Method):
         clusters: K.
         pca_dim: Principal components of the features to cluster by.
         iterations: Of k-means.
+        reassign: Epochs from one clustering to the next.
         labels_from: "pass": the features that a forward pass of all images finds, the paper's; "steps": those of the
             last step that saw the image, DeepCluster-v2's, which costs nothing.
     """
@@ -54,12 +55,13 @@ class DeepCluster(Method):
         clusters: int = 10000,
         pca_dim: int = 256,
         iterations: int = 20,
+        reassign: int = 1,
         labels_from: str = "pass",
     ) -> None:
         super().__init__()
         one_of("labels_from", labels_from, LABELS_FROM)
         self.encoder = encoder
-        self.clusters, self.pca_dim, self.iterations = clusters, pca_dim, iterations
+        self.clusters, self.pca_dim, self.iterations, self.reassign = clusters, pca_dim, iterations, reassign
         self.recorded: RecordedFeatures | None = None
         self.labels_from = labels_from
         self.head = nn.Linear(encoder.num_features, clusters)
@@ -74,7 +76,7 @@ class DeepCluster(Method):
 
     @torch.no_grad()
     def prepare(self, step: int, sweeps: Sweeps) -> None:
-        if step % sweeps.steps_per_epoch:
+        if step % (self.reassign * sweeps.steps_per_epoch):
             return
         index, features = labelled_by(self.recorded, sweeps, self.encoder, step, augmented=False)
         generator, images, device = sweeps.generator(step), len(sweeps), self.head.weight.device
