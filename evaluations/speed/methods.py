@@ -1,16 +1,15 @@
 """What each method's step costs beside its bare model step: all that is not forward, backward and optimizer.
 
-    python -m sslzoo_evaluations speed methods     # about a minute for each method, on one core
+    python -m sslzoo_evaluations speed methods     # about two minutes for each method, on one core
 
 End to end is everything from batch to batch: images from the store, views, labels by clustering where a method makes
 them, logging. Bare is the same step without all that, as if it had been prepared. Both come from one run under
-cProfile with the CPU clock, as a run of several steps less one of one step: start-up, warm-up,
+cProfile with the CPU clock, as a run of several steps an epoch less one of one step: start-up, warm-up,
 checkpoints and looks at the features drop out. One thread, as the CPU recipes were run: the CPU clock also counts
-a thread that waits for another. A measured run is stopped after the first epoch of its recipe's: a method that labels
-now and then does so as often as in training, if its recipe spreads the labellings evenly.
+a thread that waits for another. A run has all epochs of the recipe, on few images: what is done now and then, such as
+labelling, has the part that it has in training.
 
-The goal is a ratio of at most 1.25. What labelling adds is told beside it: DeepCluster's pass over all images once an
-epoch is a forward for each forward and backward, and misses the goal by itself.
+The goal is a ratio of at most 1.25. What labelling adds is told beside it.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .measure import Spread, confined, machine, run_child, thread_limits
-from .pretrain import PROFILED, Job, make_job, seconds_in
+from .pretrain import PROFILED, Job, calls_of, make_job, seconds_in
 
 GOAL = 1.25
 THREADS = 1
@@ -31,13 +30,6 @@ THREADS = 1
 OUTSIDE = (("loop.py", "save"), ("watch.py", "look"))
 LABELS = ("loop.py", "_prepare")
 PREPARED = (LABELS, ("loop.py", "_views"), ("source.py", "loader"))
-ONE_EPOCH = """
-from sslzoo_training.loop import Run
-whole_run = Run.train
-def train_one_epoch(run, watch, stop, **more):
-    return whole_run(run, watch, lambda: stop() or run.step >= run.steps_per_epoch, **more)
-Run.train = train_one_epoch
-"""
 
 
 @dataclass(frozen=True)
@@ -48,21 +40,25 @@ class Step:
         whole: End to end.
         bare: Forward, backward, optimizer.
         labels: The labelling of the data set, a part of `whole`.
+        steps: How many.
     """
 
     whole: float
     bare: float
     labels: float
+    steps: int
 
     @classmethod
     def of(cls, stats: pstats.Stats) -> "Step":
         """The steps of one profiled run."""
         whole = seconds_in(stats, "loop.py", "train") - sum(_if_called(stats, *what) for what in OUTSIDE)
         bare = seconds_in(stats, "loop.py", "_step") - sum(seconds_in(stats, *what) for what in PREPARED)
-        return cls(whole, bare, seconds_in(stats, *LABELS))
+        return cls(whole, bare, seconds_in(stats, *LABELS), calls_of(stats, "loop.py", "_step"))
 
     def __sub__(self, other: "Step") -> "Step":
-        return Step(self.whole - other.whole, self.bare - other.bare, self.labels - other.labels)
+        return Step(
+            self.whole - other.whole, self.bare - other.bare, self.labels - other.labels, self.steps - other.steps
+        )
 
 
 def _if_called(stats: pstats.Stats, file: str, function: str) -> float:
@@ -82,13 +78,12 @@ def list_methods() -> list[str]:
 
 
 def profile(method: str, folder: Path, recipe: str, batch_size: int) -> Step:
-    """The first epoch of a method on a folder."""
+    """All epochs of a method's recipe on a folder."""
     with TemporaryDirectory() as temporary:
         path, out = Path(temporary, "profile"), Path(temporary, "run")
         words = ["pretrain", method, "--data", str(folder), "--out", str(out), "--device", "cpu", "--recipe", recipe]
         words += ["--batch-size", str(batch_size), "monitor_every=1000000"]
-        program = PROFILED.format(path=str(path), before=ONE_EPOCH)
-        run_child([sys.executable, "-c", program, *words], thread_limits(THREADS))
+        run_child([sys.executable, "-c", PROFILED.format(path=str(path)), *words], thread_limits(THREADS))
         return Step.of(pstats.Stats(str(path)))
 
 
@@ -111,7 +106,7 @@ def measure(method: str, job: Job, recipe: str) -> Figures:
     """A long run less a short one."""
     long, short = (profile(method, folder, recipe, job.batch_size) for folder in (job.long, job.short))
     step = long - short
-    return Figures(1000 * step.bare / job.images, step.whole / step.bare, step.labels / step.bare)
+    return Figures(1000 * step.bare / (step.steps * job.batch_size), step.whole / step.bare, step.labels / step.bare)
 
 
 def row(method: str, figures: Sequence[Figures]) -> str:
@@ -128,10 +123,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--methods", nargs="+", choices=list_methods(), default=list_methods())
     parser.add_argument("--recipe", default="cifar10_cpu")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=10, help="steps that are counted")
+    parser.add_argument("--steps", type=int, default=3, help="steps that are counted of each epoch")
     parser.add_argument("--batch-size", type=int, default=128)
     args = parser.parse_args(argv)
-    print(f"{machine()}\n{args.recipe}, batch {args.batch_size}, {THREADS} thread, {args.steps} steps; "
+    print(f"{machine()}\n{args.recipe}, batch {args.batch_size}, {THREADS} thread, {args.steps} steps an epoch; "
           f"median of {args.repeats} (lowest–highest)")  # fmt: skip
     print(f"{'method':25}{'bare, CPU ms / image':26}{'end to end / bare':26}labelling / bare; goal: {GOAL}")
     with TemporaryDirectory() as temporary, confined(THREADS):

@@ -42,7 +42,6 @@ HEADS = {
 # CPU time of all threads; a module is run as `python -m` does, so that nothing of the training code is imported here
 PROFILED = """
 import cProfile, runpy, sys, time
-{before}
 profile = cProfile.Profile(time.process_time, builtins=False)
 try:
     profile.runcall(runpy.run_module, "sslzoo_training", run_name="__main__", alter_sys=True)
@@ -122,7 +121,7 @@ class Job:
         """CPU seconds in the making of views, and in whole steps."""
         with TemporaryDirectory() as temporary:
             path, out = Path(temporary, "profile"), Path(temporary, "run")
-            program = [sys.executable, "-c", PROFILED.format(path=str(path), before="")]
+            program = [sys.executable, "-c", PROFILED.format(path=str(path))]
             run_child([*program, *_arguments(method, folder, out, self.batch_size)], thread_limits(THREADS))
             stats = pstats.Stats(str(path))
         return seconds_in(stats, "loop.py", "_views"), seconds_in(stats, "loop.py", "_step")
@@ -134,10 +133,23 @@ def seconds_in(stats: pstats.Stats, file: str, function: str) -> float:
     Raises:
         LookupError: It was not called: renamed, perhaps.
     """
+    return _found(stats, file, function)[1]
+
+
+def calls_of(stats: pstats.Stats, file: str, function: str) -> int:
+    """How often a function was called.
+
+    Raises:
+        LookupError: Never: renamed, perhaps.
+    """
+    return _found(stats, file, function)[0]
+
+
+def _found(stats: pstats.Stats, file: str, function: str) -> tuple[int, float]:
     calls: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = stats.stats  # type: ignore[attr-defined]
-    for (path, _, name), (*_, cumulative, _) in calls.items():
+    for (path, _, name), (_, count, _, cumulative, _) in calls.items():
         if name == function and path.endswith(os.sep + file):
-            return cumulative
+            return count, cumulative
     raise LookupError(f"the profile has no {function} of {file}; was it renamed? This benchmark looks for it by name.")
 
 

@@ -131,11 +131,13 @@ def test_methods_are_listed_without_importing_them():
 def test_a_step_beside_its_bare_form(monkeypatch, tmp_path):
     cumulative = {"train": 13.0, "save": 1.0, "look": 2.0, "_step": 9.5, "_prepare": 0.5, "_views": 1.5, "loader": 0.5}
     monkeypatch.setattr(methods, "seconds_in", lambda stats, file, function: stats[function])
+    monkeypatch.setattr(methods, "calls_of", lambda stats, file, function: {"_step": 20}[function])
     step = methods.Step.of(cumulative)
-    assert step == methods.Step(whole=10.0, bare=7.0, labels=0.5)
-    long, short = methods.Step(whole=10.0, bare=8.0, labels=1.5), methods.Step(whole=4.0, bare=4.0, labels=0.5)
+    assert step == methods.Step(whole=10.0, bare=7.0, labels=0.5, steps=20)
+    long = methods.Step(whole=10.0, bare=8.0, labels=1.5, steps=1500)
+    short = methods.Step(whole=4.0, bare=4.0, labels=0.5, steps=500)
     monkeypatch.setattr(methods, "profile", lambda method, folder, *_: long if folder.name == "long" else short)
-    job = pretrain.Job(tmp_path / "long", tmp_path / "short", images=1000, batch_size=1)
+    job = pretrain.Job(tmp_path / "long", tmp_path / "short", images=10, batch_size=1)
     assert methods.measure("byol", job, "cifar10_cpu") == methods.Figures(bare=4.0, ratio=1.5, labels=0.25)
 
 
