@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from sslzoo_training import clustering
 from sslzoo_training.clustering import (
+    Anderson,
     best_clusters,
     by_position,
     cluster_figures,
@@ -52,7 +53,56 @@ def test_sinkhorn_is_lightlys_round_by_round(rounds: int) -> None:
     swav = pytest.importorskip("lightly.loss.swav_loss")
     scores = (numbers(N, K) / 0.3).log_softmax(1)  # theirs begins with the clusters, ours with the images
     expected = swav.sinkhorn(scores, iterations=rounds, epsilon=1.0)
-    torch.testing.assert_close(plan(scores, tolerance=0.0, max_iterations=rounds) * N, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        plan(scores, tolerance=0.0, max_iterations=rounds, memory=0) * N, expected, atol=1e-12, rtol=0
+    )
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One item for each round of Sinkhorn-Knopp."""
+    done: list[None] = []
+
+    def counted(x: Tensor) -> Tensor:
+        done.append(None)
+        return x
+
+    monkeypatch.setattr(clustering, "all_sum", counted)
+    return done
+
+
+@pytest.mark.parametrize(("clusters", "spread"), [(8, 3.0), (30, 10.0)])
+def test_accelerated_rounds_find_the_same_plan_in_fewer(clusters: int, spread: float, rounds: list[None]) -> None:
+    scores, plans, counts = spread * numbers(200, clusters), [], []
+    for memory in (0, 10):
+        rounds.clear()
+        plans.append(plan(scores, tolerance=1e-10, max_iterations=5000, memory=memory))
+        counts.append(len(rounds))
+    torch.testing.assert_close(*plans, atol=1e-11, rtol=0)
+    assert counts[1] < counts[0] / 2
+
+
+def test_a_start_near_by_saves_rounds_and_is_left_as_it_is(rounds: list[None]) -> None:
+    scores = 10 * numbers(500, 30)
+    start = sinkhorn(scores, 500, CPU)
+    copy, from_nothing = start.clone(), len(rounds)
+    rounds.clear()
+    moved = scores + 0.1 * numbers(500, 30, seed=1)
+    again = sinkhorn(moved, 500, CPU, start=start, tolerance=1e-3)
+    assert len(rounds) < from_nothing / 2
+    assert torch.equal(start, copy)
+    masses = (moved + again).softmax(1).mean(0)
+    assert float((masses - 1 / 30).abs().sum()) <= 1e-3
+
+
+def test_a_leap_that_leads_away_is_taken_back() -> None:
+    steps = Anderson(memory=5)
+    first, second = torch.zeros(2), torch.tensor([1.0, 0.0])
+    assert torch.equal(steps.next(first, second, error=3.0), first + second)
+    leap = steps.next(second, change := torch.tensor([0.5, 0.1]), error=2.0)
+    assert not torch.equal(leap, second + change)
+    assert torch.equal(steps.next(leap, torch.ones(2), error=2.5), second + change)  # the plain round from `second`
+    assert torch.equal(steps.next(leap, change, error=9.0), leap + change)  # a plain round is never taken back
 
 
 def test_images_are_exact_and_clusters_within_the_tolerance() -> None:
@@ -78,13 +128,14 @@ def test_identical_images_go_everywhere_alike() -> None:
     torch.testing.assert_close(q, torch.full((N, K), 1 / (N * K), dtype=torch.float64))
 
 
-def test_scores_far_beyond_the_range_of_exp_are_balanced() -> None:
-    scores = 25 * numbers(N, K).float()
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-6)])
+def test_scores_far_beyond_the_range_of_exp_are_balanced(dtype: torch.dtype, tolerance: float) -> None:
+    scores = 25 * numbers(N, K).to(dtype)
     scores[:, 0] += 5000
     assert torch.exp(scores - scores.amax(1, keepdim=True))[:, 1:].max() == 0  # all that a product of masses would see
-    q = plan(scores, tolerance=1e-6)
+    q = plan(scores, tolerance=tolerance)
     assert q.isfinite().all()
-    torch.testing.assert_close(q.sum(0), torch.full((K,), 1 / K, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(q.sum(0), torch.full((K,), 1 / K, dtype=torch.float64), atol=tolerance, rtol=0)
 
 
 def test_labels_of_the_best_clusters_are_nearly_balanced_where_the_scores_are_not() -> None:

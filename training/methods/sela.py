@@ -65,6 +65,7 @@ class SeLa(Method):
         ),
     )
     labels: Tensor  # (heads, N) cluster of each image
+    log_a: Tensor  # (heads, K) of the last labelling of each head, from which the next one sets out
     figures: Tensor  # those of the last labelling
 
     def __init__(
@@ -94,6 +95,7 @@ class SeLa(Method):
             raise ValueError(f"clusters = {self.clusters}: needs at least 2, and at most one an image, {images} here.")
         balanced = torch.arange(images, dtype=torch.int32) % self.clusters
         self.register_buffer("labels", torch.stack([balanced[torch.randperm(images)] for _ in range(self.heads)]))
+        self.register_buffer("log_a", torch.zeros(self.heads, self.clusters, dtype=torch.float64))
         self.register_buffer("figures", torch.tensor([1.0, 0.0, 1.0, 0.0]))
         if self.labels_from == "steps":
             self.recorded = RecordedFeatures(images, self.encoder.num_features)
@@ -115,8 +117,8 @@ class SeLa(Method):
         for features, target in zip(torch.split(rows.features, 4096), torch.split(scores, 4096), strict=True):
             # lambda log P, but for a constant of each image, which makes no difference to the assignment
             target.copy_(nn.functional.linear(features.to(weight), weight, bias))
-        log_a = sinkhorn(scores, len(sweeps), weight.device)
-        labels = by_position(best_clusters(scores, log_a), rows.positions, len(sweeps))
+        self.log_a[head] = sinkhorn(scores, len(sweeps), weight.device, start=self.log_a[head])
+        labels = by_position(best_clusters(scores, self.log_a[head]), rows.positions, len(sweeps))
         changes = cluster_figures(labels, self.labels[head], self.clusters)
         self.labels[head] = labels
         return changes
