@@ -80,7 +80,7 @@ class Sweeps:
             augmented: Random views in train mode, as in a step of training (so that batch norm also goes on averaging
                 its statistics); else the whole image in eval mode, which leaves no trace.
         """
-        view = self.view if augmented else View(size=self.view.size, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+        view = self.view if augmented else self._whole_image
         order, own = self._share(step)
         table = self.table(len(order), encoder.num_features)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
@@ -107,6 +107,12 @@ class Sweeps:
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.folder) as file:
             return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(rows, columns)))
+
+    @property
+    def _whole_image(self) -> View:
+        """The method's view without anything random; its numbers mean the same to the network."""
+        view, whole = self.view, (1.0, 1.0)
+        return View(view.size, whole, whole, view.interpolation, mean=view.mean, std=view.std)
 
     @property
     def _batch(self) -> int:

@@ -15,7 +15,8 @@ from sslzoo_training.sweep import Sweeps
 from sslzoo_training.views import View
 
 CPU = torch.device("cpu")
-VIEW = View(size=32, scale=(0.3, 1.0), flip=0.5, jitter=1.0, brightness=0.4)
+STATISTICS = {"mean": (0.4, 0.5, 0.6), "std": (0.3, 0.2, 0.1), "interpolation": "bilinear"}
+VIEW = View(size=32, scale=(0.3, 1.0), flip=0.5, jitter=1.0, brightness=0.4, **STATISTICS)
 
 
 def sweeps(data: Path, folder: Path, *, rank: int = 0, processes: int = 1, batch_size: int = 10) -> Sweeps:
@@ -41,7 +42,7 @@ def test_each_image_once_without_a_trace(photo_folder: Path, tmp_path: Path, enc
     assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
     assert encoder.training
     assert not encoder.bn1.training
-    plain = View(size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    plain = View(size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0), **STATISTICS)
     batch = whole.source.fetch(index)
     with torch.no_grad():
         expected = encoder.eval()(plain.apply(batch.images, plain.sample(batch.sizes, torch.Generator())))
