@@ -1,6 +1,6 @@
 """What each method's step costs beside its bare model step: all that is not forward, backward and optimizer.
 
-    python -m sslzoo_evaluations speed methods     # about two minutes for each method, on one core
+    python -m sslzoo_evaluations speed methods     # about four minutes for each method, on one core
 
 End to end is everything from batch to batch: images from the store, views, labels by clustering where a method makes
 them, logging. Bare is the same step without all that, as if it had been prepared. Both come from one run under
@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--methods", nargs="+", choices=list_methods(), default=list_methods())
     parser.add_argument("--recipe", default="cifar10_cpu")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="steps that are counted of each epoch")
+    parser.add_argument("--steps", type=int, default=10, help="steps that are counted of each epoch")
     parser.add_argument("--batch-size", type=int, default=128)
     args = parser.parse_args(argv)
     print(f"{machine()}\n{args.recipe}, batch {args.batch_size}, {THREADS} thread, {args.steps} steps an epoch; "

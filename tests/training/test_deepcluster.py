@@ -21,7 +21,7 @@ from sslzoo_training.views import View
 
 CPU = torch.device("cpu")
 RUN = {"recipe": "cifar10_cpu", "device": "cpu", "progress": False, "image_size": 32, "batch_size": 8, "epochs": 2,
-       "clusters": 4, "pca_dim": 6, "precision": "no", "log_every": 1}  # fmt: skip
+       "clusters": 4, "pca_dim": 6, "reassign": 1, "precision": "no", "log_every": 1}  # fmt: skip
 
 
 def method(**settings: int) -> DeepCluster:
@@ -72,6 +72,18 @@ def test_every_epoch_has_other_clusters_and_another_head(sweeps: Sweeps) -> None
     assert not torch.equal(labels[3], labels[2])  # the same features from another start
     deepcluster.prepare(6, sweeps)
     assert deepcluster.head.bias.abs().max() == 0
+
+
+def test_clusters_last_as_many_epochs_as_asked_for(sweeps: Sweeps) -> None:
+    deepcluster = method(reassign=2)
+    changed = []
+    for step in range(0, 13):
+        deepcluster.head.bias.data.fill_(1.0)
+        deepcluster.prepare(step, sweeps)
+        changed += [step] if not deepcluster.head.bias.any() else []
+    assert changed == [0, 6, 12]  # of three steps an epoch
+    with pytest.raises(ValueError, match="reassign = 0"):
+        method(reassign=0)
 
 
 def test_the_loss_is_the_cross_entropy_with_the_clusters_of_these_images(sweeps: Sweeps) -> None:

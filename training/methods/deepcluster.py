@@ -20,7 +20,7 @@ from ..views import View
 
 
 class DeepCluster(Method):
-    """Classify images by the k-means clusters of their features, found anew before every epoch.
+    """Classify images by the k-means clusters of their features, found anew before every epoch, or every few.
 
     The features of all images (eval mode, no augmentation, what the head sees) are PCA-whitened, l2-normalised and
     clustered; the head, whose classes mean something else then, starts anew; and the epoch draws its images uniformly
@@ -37,6 +37,9 @@ class DeepCluster(Method):
         reassign: Epochs from one clustering to the next.
         labels_from: "pass": the features that a forward pass of all images finds, the paper's; "steps": those of the
             last step that saw the image, DeepCluster-v2's, which costs nothing.
+
+    Raises:
+        ValueError: `labels_from` is neither, or `reassign` is less than 1.
     """
 
     PAPER = Paper(
@@ -60,6 +63,8 @@ class DeepCluster(Method):
     ) -> None:
         super().__init__()
         one_of("labels_from", labels_from, LABELS_FROM)
+        if reassign < 1:
+            raise ValueError(f"reassign = {reassign}: needs at least 1 epoch from one clustering to the next.")
         self.encoder = encoder
         self.clusters, self.pca_dim, self.iterations, self.reassign = clusters, pca_dim, iterations, reassign
         self.recorded: RecordedFeatures | None = None
