@@ -49,7 +49,7 @@ def sinkhorn(
     for _ in range(max_iterations):
         mass = torch.zeros_like(log_a)
         for block in _blocks(scores, clusters, device):
-            mass += (block + log_a.to(block)).softmax(1).sum(0)
+            mass += (block + log_a.to(block)).softmax(1).double().sum(0)
         mass = all_sum(mass) / images
         error = float((mass - 1 / clusters).abs().sum())
         if error <= tolerance:

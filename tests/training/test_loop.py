@@ -25,15 +25,17 @@ from sslzoo_training import Outcome, checkpoint, loop, pretrain, source
 from sslzoo_training.checkpoint import CheckpointError
 from sslzoo_training.method import find_method, list_methods, method_settings
 from sslzoo_training.recipe import RecipeError, Settings
+from sslzoo_training.recorded import LABELS_FROM
 from sslzoo_training.watch import CollapseWarning
 
 THIN = {"arch": "resnet18quarter", "image_size": 32, "batch_size": 8, "epochs": 2, "precision": "no", "log_every": 1}
 
 
 def small(method: str) -> dict[str, Any]:
-    """Settings that make a method's heads narrow."""
+    """Settings that make a method's heads narrow, and let it do in each epoch what it does now and then."""
     names = method_settings(find_method(method))
-    return {k: 32 for k in names if k.endswith("dim")} | {k: 4 for k in names if k == "clusters"}
+    heads = {k: 32 for k in names if k.endswith("dim")}
+    return heads | {k: value for k, value in {"clusters": 4, "reassign": 1}.items() if k in names}
 
 
 def train(data: Path, out: Path, method: str = "byol", **more: Any) -> Outcome:
@@ -121,7 +123,7 @@ def test_lars_moves_a_layer_in_proportion_to_its_norm_and_norms_by_plain_sgd() -
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [(m, {}) for m in list_methods()] + [(m, {"labels_from": "steps"}) for m in ("deepcluster", "sela")],
+    [(m, {}) for m in list_methods()] + [(m, {"labels_from": k}) for m in ("deepcluster", "sela") for k in LABELS_FROM],
 )
 def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
     method: str, more: dict[str, str], photo_folder: Path, tmp_path: Path

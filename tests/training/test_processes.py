@@ -65,13 +65,18 @@ def in_double_precision() -> None:
     View.apply = single_apply  # type: ignore[method-assign]
 
 
-RUNS = [*list_methods(), "deepcluster-steps", "sela-steps"]  # method, and what labels come from
+# method, and what labels come from
+RUNS = [
+    run for name in list_methods()
+    for run in ([f"{name}-pass", f"{name}-steps"] if "labels_from" in method_settings(find_method(name)) else [name])
+]  # fmt: skip
 
 
 def small(run: str) -> dict[str, Any]:
     method, _, labels_from = run.partition("-")
     names = method_settings(find_method(method))
-    heads = {k: 32 for k in names if k.endswith("dim")} | {k: 4 for k in names if k == "clusters"}
+    heads = {k: 32 for k in names if k.endswith("dim")}
+    heads |= {k: value for k, value in {"clusters": 4, "reassign": 1}.items() if k in names}
     return SETTINGS | {"method": method} | heads | ({"labels_from": labels_from} if labels_from else {})
 
 
