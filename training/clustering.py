@@ -96,7 +96,7 @@ class Anderson:
 
 def best_clusters(scores: Tensor, log_a: Tensor) -> Tensor:
     """(n,) argmax over clusters of scores (n, K) + log_a (K,), on the device of `log_a`."""
-    return torch.cat([(block + log_a).argmax(1) for block in _blocks(scores, len(log_a), log_a.device)])
+    return torch.cat([(block + log_a.to(block)).argmax(1) for block in _blocks(scores, len(log_a), log_a.device)])
 
 
 def whiten_(features: Tensor, dim: int, images: int, device: torch.device) -> Tensor:

@@ -62,7 +62,7 @@ MISTAKES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
         "sign of the scores": (("weight, bias = self.lamb *", "weight, bias = -self.lamb *"),),
         "sign of Sinkhorn's step": (("change = -(clusters", "change = (clusters"),),
         "the wrong way to fewer rounds": (("point + change - ((moves", "point + change + ((moves"),),
-        "the worst clusters": (("(block + log_a).argmax(1)", "(block + log_a).argmin(1)"),),
+        "the worst clusters": (("log_a.to(block)).argmax(1)", "log_a.to(block)).argmin(1)"),),
         "axes of the labels": (("[:, index].T.flatten()", "[:, index].flatten()"),),
     },
     "deepcluster": {
