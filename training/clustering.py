@@ -44,7 +44,7 @@ def sinkhorn(
         (K,) float64: log a. Q of an image is softmax(s + log a) / N.
     """
     clusters = scores.shape[1]
-    log_a = torch.zeros(clusters, dtype=torch.float64, device=device) if start is None else start
+    log_a = torch.zeros(clusters, dtype=torch.float64, device=device) if start is None else start - start.mean()
     steps = Anderson(memory)
     for _ in range(max_iterations):
         mass = torch.zeros_like(log_a)
