@@ -7,13 +7,15 @@ and several processes find what one would. Rows may lie on another device than `
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.distributed
-from sklearn.metrics import normalized_mutual_info_score
+from scipy.sparse import coo_array
+from sklearn.metrics import mutual_info_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
-BLOCK = 2**20  # numbers of a block: 8 MB in float64
+BLOCK = {"cpu": 2**18, "cuda": 2**23}  # numbers of a block: what a core's cache holds, and 64 MB in float64
 # entropy / log K (1: clusters of one size), clusters without images, images in the largest / images in the mean one,
 # normalised mutual information with the assignment before (1: nothing changed but names)
 FIGURES = ("entropy", "empty", "largest", "nmi")
@@ -122,7 +124,7 @@ def whiten_(features: Tensor, dim: int, images: int, device: torch.device) -> Te
         covariance += centred.T @ centred
     project = from_first(_whitening(all_sum(covariance) / images, dim))  # (D, d)
     white = features[:, : project.shape[1]]
-    size = max(1, BLOCK // columns)
+    size = _block_rows(columns, device)
     for source, target in zip(torch.split(features, size), torch.split(white, size), strict=True):
         target.copy_(normalize((source.to(device).double() - mean) @ project))
     return white
@@ -237,16 +239,26 @@ def cluster_figures(labels: Tensor, previous: Tensor, clusters: int) -> Tensor:
         previous: (N,) of the assignment before.
         clusters: K.
     """
-    sizes = labels.bincount(minlength=clusters).double()
-    share = sizes / sizes.sum()
-    entropy = -torch.xlogy(share, share).sum() / math.log(clusters)
-    nmi = normalized_mutual_info_score(previous.cpu().numpy(), labels.cpu().numpy())
-    return torch.tensor([entropy, (sizes == 0).sum(), sizes.max() / sizes.mean(), nmi], dtype=torch.float32)
+    before, now = previous.cpu().long(), labels.cpu().long()
+    sizes = now.bincount(minlength=clusters).double()
+    entropies = [float(torch.special.entr(n / n.sum()).sum()) for n in (before.bincount().double(), sizes)]
+    both = coo_array(
+        (np.ones(len(now)), (before.numpy(), now.numpy()))
+    ).tocsr()  # alone, scikit-learn takes seven times as long
+    mutual = mutual_info_score(None, None, contingency=both)
+    nmi = mutual / np.mean(entropies) if any(entropies) else 1.0
+    figures = [entropies[1] / math.log(clusters), int((sizes == 0).sum()), float(sizes.max() / sizes.mean()), nmi]
+    return torch.tensor(figures, dtype=torch.float32)
+
+
+def _block_rows(columns: int, device: torch.device) -> int:
+    """Rows of a block with that many columns."""
+    return max(1, BLOCK[device.type] // columns)
 
 
 def _blocks(rows: Tensor, columns: int, device: torch.device) -> Iterator[Tensor]:
-    """Some rows at a time, on the device: as many as make `BLOCK` numbers with that many columns."""
-    for block in torch.split(rows, max(1, BLOCK // columns)):
+    """A block of rows at a time, on the device."""
+    for block in torch.split(rows, _block_rows(columns, device)):
         yield block.to(device, non_blocking=True)
 
 

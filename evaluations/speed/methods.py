@@ -1,13 +1,13 @@
 """What each method's step costs beside its bare model step: all that is not forward, backward and optimizer.
 
-    python -m sslzoo_evaluations speed methods     # about four minutes for each method, on one core
+    python -m sslzoo_evaluations speed methods     # about five minutes for each method, on one core
 
 End to end is everything from batch to batch: images from the store, views, labels by clustering where a method makes
 them, logging. Bare is the same step without all that, as if it had been prepared. Both come from one run under
-cProfile with the CPU clock, as a run of several steps an epoch less one of one step: start-up, warm-up,
-checkpoints and looks at the features drop out. One thread, as the CPU recipes were run: the CPU clock also counts
-a thread that waits for another. A run has all epochs of the recipe, on few images: what is done now and then, such as
-labelling, has the part that it has in training.
+cProfile with the CPU clock, as a run of some steps an epoch less one of half as many: start-up, warm-up, what a
+labelling costs for any number of images, checkpoints and looks at the features drop out. One thread, as the CPU recipes
+were run: the CPU clock also counts a thread that waits for another. A run has all epochs of the recipe, on few images:
+what is done now and then, such as labelling, has the part that it has in training.
 
 The goal is a ratio of at most 1.25. What labelling adds is told beside it.
 """
@@ -123,14 +123,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--methods", nargs="+", choices=list_methods(), default=list_methods())
     parser.add_argument("--recipe", default="cifar10_cpu")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=10, help="steps that are counted of each epoch")
+    parser.add_argument("--steps", type=int, default=8, help="steps that are counted of each epoch")
     parser.add_argument("--batch-size", type=int, default=128)
     args = parser.parse_args(argv)
     print(f"{machine()}\n{args.recipe}, batch {args.batch_size}, {THREADS} thread, {args.steps} steps an epoch; "
           f"median of {args.repeats} (lowest–highest)")  # fmt: skip
     print(f"{'method':25}{'bare, CPU ms / image':26}{'end to end / bare':26}labelling / bare; goal: {GOAL}")
     with TemporaryDirectory() as temporary, confined(THREADS):
-        job = make_job(args.data, Path(temporary), steps=args.steps, batch_size=args.batch_size)
+        job = make_job(args.data, Path(temporary), steps=args.steps, batch_size=args.batch_size, base=args.steps)
         for method in args.methods:
             print(row(method, [measure(method, job, args.recipe) for _ in range(args.repeats)]), flush=True)
     return 0

@@ -92,8 +92,8 @@ class Job:
     """The images of one benchmark.
 
     Attributes:
-        long: Folder of `images` + `batch_size` images.
-        short: Folder of `batch_size` of them.
+        long: Folder of images.
+        short: Folder of some of them.
         images: How many more images the long run trains on.
         batch_size: Images a step.
     """
@@ -181,14 +181,14 @@ def copy_images(source: Path, folder: Path, count: int) -> None:
         shutil.copyfile(source / name, folder / f"{i:06d}{Path(name).suffix}")
 
 
-def make_job(data: Path | None, folder: Path, *, steps: int, batch_size: int) -> Job:
-    """Lay out the images of a benchmark of `steps` steps in `folder`."""
+def make_job(data: Path | None, folder: Path, *, steps: int, batch_size: int, base: int = 1) -> Job:
+    """Lay out the images of a benchmark in `folder`: of `base` steps, and of `steps` more."""
     long, short = folder / "long", folder / "short"
     if data is None:
-        make_images(long, (steps + 1) * batch_size)
+        make_images(long, (base + steps) * batch_size)
     else:
-        copy_images(data, long, (steps + 1) * batch_size)
-    copy_images(long, short, batch_size)
+        copy_images(data, long, (base + steps) * batch_size)
+    copy_images(long, short, base * batch_size)
     return Job(long, short, steps * batch_size, batch_size)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -158,7 +159,7 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
         return [log_a, best_clusters(scores, log_a), white, labels, torch.tensor(inertia)]
 
     whole = everything()
-    monkeypatch.setattr(clustering, "BLOCK", 20)
+    monkeypatch.setitem(clustering.BLOCK, "cpu", 20)
     for a, b in zip(whole, everything(), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -271,4 +272,10 @@ def test_figures_of_an_assignment() -> None:
     assert entropy == pytest.approx(1.5 * math.log(2) / math.log(4))
     assert (empty, largest) == (1, 2)
     assert nmi == pytest.approx(1)  # other names, same clusters
-    assert cluster_figures(torch.arange(8) % 4, torch.zeros(8).long(), 4).tolist() == pytest.approx([1, 0, 1, 0])
+    one = torch.zeros(8).long()
+    assert cluster_figures(torch.arange(8) % 4, one, 4).tolist() == pytest.approx([1, 0, 1, 0])
+    assert cluster_figures(one, one, 4).tolist() == [0, 3, 4, 1]
+    generator = torch.Generator().manual_seed(0)
+    before, now = torch.randint(5, (2, 300), generator=generator)
+    now[:150] = before[:150]
+    assert cluster_figures(now, before, 6)[3].item() == pytest.approx(normalized_mutual_info_score(before, now))
