@@ -25,6 +25,7 @@ DISTINCT = 8  # so few images that thirty steps show
 ADVERSARIAL = {"bigan": "d_loss"}  # its losses work against each other: that of the discriminator leaves chance
 ONE_PHOTOGRAPH = "single_image"  # the recipe whose data are crops of it
 FAST = "cifar10_cpu"
+LARGE_STEPS = {("exemplar", FAST), ("jigsaw", FAST)}  # too large for what 16 images say: theirs shrink with the batch
 
 
 def thin_encoder(in_chans: int = 3) -> nn.Module:
@@ -74,10 +75,13 @@ def run(method: str, recipe: str, data: Path, out: Path, **more: Any) -> Outcome
     """Train the thin network for `EPOCHS` short epochs; what is not named here is the recipe's."""
     settings: dict[str, Any] = {"arch": "resnet18quarter", "batch_size": BATCH, "epochs": EPOCHS, "log_every": 1}
     settings["warmup_epochs"] = 1
-    if recipe != FAST:  # its network, its size of images, its heads and its batches are for a GPU
-        own = make_plan(method, recipe, {}).settings
-        settings |= {"image_size": 64, "lr": own.lr * own.batch_size / BATCH}  # steps as large as its own
-        settings |= {k: 64 for k in method_settings(find_method(method)) if k.endswith("dim")}
+    own = make_plan(method, recipe, {})
+    if (method, recipe) not in LARGE_STEPS:
+        settings["lr"] = own.settings.lr * own.settings.batch_size / BATCH  # steps as large as its own
+    if "events" in own.method_settings:  # of a whole run: as many an epoch as its own
+        settings["events"] = max(1, round(own.method_settings["events"] * EPOCHS / own.settings.epochs))
+    if recipe != FAST:  # its network, its size of images and its heads are for a GPU
+        settings |= {"image_size": 64} | {k: 64 for k in method_settings(find_method(method)) if k.endswith("dim")}
     settings |= {k: 4 for k in method_settings(find_method(method)) if k == "clusters"}
     return pretrain(method, data, out, recipe=recipe, device="cpu", progress=False, **(settings | more))
 
