@@ -5,6 +5,7 @@ and several processes find what one would. Rows may lie on another device than `
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -73,25 +74,25 @@ class Anderson:
     """
 
     def __init__(self, memory: int) -> None:
-        self.memory, self.error, self.leapt = memory, math.inf, False
-        self.points: list[Tensor] = []
-        self.changes: list[Tensor] = []
+        self.error, self.leapt = math.inf, False
+        self.points: deque[Tensor] = deque(maxlen=memory + 1)
+        self.changes: deque[Tensor] = deque(maxlen=memory + 1)
 
     def next(self, point: Tensor, change: Tensor, error: float) -> Tensor:
         """The point (K,) after this one, which is wrong by `error` and which a plain round would change by `change`."""
         if self.leapt and error > self.error:
             point, change = self.points[-1], self.changes[-1]
-            self.points, self.changes, self.leapt = [], [], False
+            self.points.clear()
+            self.changes.clear()
+            self.leapt = False
             return point + change
         self.error = error
-        self.points, self.changes = (
-            [*self.points, point][-self.memory - 1 :],
-            [*self.changes, change][-self.memory - 1 :],
-        )
+        self.points.append(point)
+        self.changes.append(change)
         self.leapt = len(self.points) > 1
         if not self.leapt:
             return point + change
-        moves, bends = torch.stack(self.points, 1).diff(), torch.stack(self.changes, 1).diff()  # (K, rounds - 1)
+        moves, bends = (torch.stack(tuple(x), 1).diff() for x in (self.points, self.changes))  # (K, rounds - 1)
         weights = torch.linalg.lstsq(bends.cpu(), change.cpu()[:, None], rcond=1e-10, driver="gelsd").solution
         return point + change - ((moves + bends) @ weights.to(point.device)).squeeze(1)
 

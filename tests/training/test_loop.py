@@ -123,8 +123,11 @@ def test_lars_moves_a_layer_in_proportion_to_its_norm_and_norms_by_plain_sgd() -
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [(m, {}) for m in list_methods()] + [(m, {"labels_from": k}) for m in ("deepcluster", "sela") for k in LABELS_FROM],
-)
+    [
+        (name, more) for name in list_methods() for more in
+        ([{"labels_from": k} for k in LABELS_FROM] if "labels_from" in method_settings(find_method(name)) else [{}])
+    ],
+)  # fmt: skip
 def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
     method: str, more: dict[str, str], photo_folder: Path, tmp_path: Path
 ) -> None:
