@@ -126,6 +126,7 @@ def test_methods_are_listed_without_importing_them():
     assert {"byol", "simsiam", "rotation"} <= set(listed)
     assert "sslzoo_evaluations" not in listed
     assert not any(name.startswith("_") for name in listed)
+    assert {name for name in listed if methods.labels_images(name)} == {"deepcluster", "sela"}
 
 
 def test_a_step_beside_its_bare_form(monkeypatch, tmp_path):
